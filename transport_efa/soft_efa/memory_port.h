@@ -26,6 +26,8 @@ class MemoryPort {
    public:
     using Ticket = uint64_t;  // 0: done already. Tickets of one port complete in order.
     virtual ~MemoryPort() = default;
+    // First call on the device thread: sets the CUDA context current where there is one.
+    virtual void on_engine_thread_start() {}
 
     // Starts a copy; either end may be GPU memory. Host ends stay untouched until done(). An error is kept for error().
     virtual Ticket copy(MemoryAddr to, MemoryAddr from, size_t bytes) = 0;
@@ -38,7 +40,8 @@ class MemoryPort {
     virtual void free_host(void* memory) = 0;
 
     // Registration: makes [addr, addr+bytes) readable for this port, and shareable with other processes if it can be.
-    // Called on application threads.
+    // Called on application threads, as attach() is: one at a time, WITHOUT the engine's lock, so beside the data calls
+    // above and reference_of(), resolve() and export_fd() below. The port guards its own tables, never across a wait.
     virtual Status add_local(const MemoryAttr& attr, MemoryShare* share) = 0;
     virtual void remove_local(const MemoryAttr& attr) = 0;
     // Maps another process's memory here. `fetch_fd(export_id, index)` asks its owner for a file descriptor over the
@@ -46,7 +49,7 @@ class MemoryPort {
     // the bytes then travel through host memory.
     using FetchFd = std::function<int(uint64_t export_id, uint32_t index)>;
     virtual Status attach(const MemoryShare& share, const FetchFd& fetch_fd) = 0;
-    // The file descriptor to hand to a peer that asks, or -1. The port keeps ownership; the wire sends a duplicate.
+    // The file descriptor to hand to a peer that asks, or -1. Any thread (the wire's own answers peers). The port keeps ownership; the wire sends a duplicate.
     virtual int export_fd(uint64_t export_id, uint32_t index) = 0;
 
     // For a sender: the reference under which peers know this local memory; false if it is not shared.

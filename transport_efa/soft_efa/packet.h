@@ -15,6 +15,7 @@ enum class PacketType : uint8_t {
     kReadRequest = 3,   // asks for bytes
     kReadResponse = 4,  // one segment of the answer
     kAck = 5,           // ends a SEND, WRITE or READ with a status
+    kNeedPayload = 6,   // the reference of this segment cannot be resolved here: send its bytes
 };
 
 inline constexpr uint8_t kPacketHasImm = 1u << 0;

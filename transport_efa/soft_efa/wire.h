@@ -18,6 +18,8 @@ class Wire {
     // False when there is no room just now: keep the packet and try again on a later step. A peer that is gone
     // swallows packets: the device learns of it by its timeout, as a real one does.
     virtual bool send(const PacketHeader& header, const void* payload) = 0;
+    // Once per step, after its sends: what was sent reaches the peer without another call.
+    virtual void flush() {}
     // Hands over what has arrived, at most `packets_max`. `payload` is valid during the call only.
     using Deliver = std::function<void(const PacketHeader& header, const void* payload)>;
     virtual size_t poll(const Deliver& deliver, size_t packets_max) = 0;
