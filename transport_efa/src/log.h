@@ -2,9 +2,16 @@
 // One log sink for the process: "host:pid [pe] LEVEL subsys  message". See docs/env.md for the knobs.
 #pragma once
 
+#include "status.h"
+
 namespace nvshmem_efa {
 
+struct Knobs;
+
 enum class LogLevel : int { kError = 0, kWarn = 1, kInfo = 2, kDebug = 3, kTrace = 4 };
+
+// Called by knobs() and load_knobs(); a log file that cannot be opened is kConfig and leaves stderr.
+Status log_configure(const Knobs& knobs);
 
 bool log_enabled(LogLevel level);
 void log_set_pe(int pe);  // shown in the prefix; -1 (not yet known) prints "-"
