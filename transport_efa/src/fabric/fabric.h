@@ -100,7 +100,11 @@ struct Cq {
     uint32_t entry_bytes = 0;
     uint32_t depth = 0;
     uint64_t handle = 0;
+    // Optional, may be null: a poller stores CqRing::consumed here (release) now and then. A soft device then tells an
+    // overrun; a real one does not look.
+    uint32_t* consumer = nullptr;
 };
+inline constexpr uint32_t kCqConsumerUnused = 0xffffffffu;  // what `*consumer` holds until the poller's first store
 
 struct QpAttr {
     uint64_t send_cq = 0;  // Cq::handle
@@ -181,6 +185,7 @@ class Nic {
 struct OpenOptions {
     std::string device_filter;  // comma-separated names; empty means all
     int rails_max = 0;          // 0 means the provider's choice
+    int pe = -1;                // if known; the soft provider's planned faults name it
 };
 
 // Opens the EFA devices of this machine, nearest to the GPU first. An error lists everything that is missing.

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a software device keeps of its objects: memory regions, peers (address handles), completion queues, counters.
+#pragma once
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "memory_port.h"
+#include "pool.h"
+#include "profile.h"
+
+namespace nvshmem_efa::soft {
+
+struct Region {
+    uint64_t addr = 0;
+    uint64_t bytes = 0;
+    MemoryKind kind = MemoryKind::kHost;
+    uint32_t access = 0;
+    uint32_t lkey = 0;  // 24 bits: number and generation; 0 when free
+    uint32_t rkey = 0;
+    bool covers(uint64_t at, uint64_t length) const {
+        return at >= addr && length <= bytes && at - addr <= bytes - length;
+    }
+};
+
+// Keys name a slot of the table and its generation, so that a stale key is refused and a lookup is one load.
+class RegionTable {
+   public:
+    explicit RegionTable(uint32_t bound) : bound_(bound) {}
+    // Null when the table is full. `salt` goes to the upper bits of the rkey.
+    Region* add(const MemoryAttr& attr, uint8_t salt);
+    bool remove(uint32_t lkey);
+    const Region* by_lkey(uint32_t lkey) const {
+        const uint32_t index = lkey & 0xffffu;
+        return index < regions_.size() && lkey != 0 && regions_[index].lkey == lkey ? &regions_[index] : nullptr;
+    }
+    const Region* by_rkey(uint32_t rkey) const {
+        const Region* region = by_lkey(rkey & kLkeyMask);
+        return region && region->rkey == rkey ? region : nullptr;
+    }
+
+   private:
+    uint32_t bound_;
+    uint32_t used_ = 0;
+    std::vector<Region> regions_ = std::vector<Region>(1);  // number 0 is never a key
+    std::vector<uint8_t> generations_ = std::vector<uint8_t>(1);
+    std::vector<uint32_t> free_;
+};
+
+// A remote device: one that we hold an address handle for, or that only sends to us.
+struct Peer {
+    Gid gid;
+    uint16_t ahn = kAhUnknown;  // our address handle, while `handles` is not 0
+    uint32_t handles = 0;
+    uint64_t last_heard_ns = 0;
+    uint64_t arrivals = 0;      // packets in the order the wire gave them
+    uint64_t newest_handled = 0;
+    PoolList outgoing;          // ready packets: acks, requests for payload, fetched payload
+    PoolList answers;           // read requests that we answer
+    PoolList ready;             // work requests whose time to leave has come
+    bool is_listed = false;     // on the device's list of peers with something to send
+    // Exports of ours that this peer could not resolve lately: their bytes travel in packets.
+    uint64_t refused_exports[8] = {};
+    uint32_t n_refused = 0;
+};
+
+class PeerTable {
+   public:
+    // The peer's number, making it if needed; kNone at the bound.
+    uint32_t find_or_add(const Gid& gid);
+    uint32_t by_ahn(uint16_t ahn) const {  // kNone when the handle is not known
+        return ahn < by_ahn_.size() ? by_ahn_[ahn] : kNone;
+    }
+    Peer& operator[](uint32_t index) { return peers_[index]; }
+    // Adds a handle to a peer; false when the device has no more.
+    bool add_handle(uint32_t index, uint32_t ahs_max);
+    bool remove_handle(uint16_t ahn);
+
+   private:
+    static uint64_t hash_gid(const Gid& gid);
+    void rehash(size_t slots);
+    static constexpr uint32_t kPeersMax = 16384;
+    std::vector<Peer> peers_;
+    std::vector<uint32_t> slots_;  // open addressing, power of two, kNone when free
+    std::vector<uint32_t> by_ahn_;
+    std::vector<uint16_t> free_ahns_;
+    uint32_t last_found_ = kNone;
+};
+
+struct CqState {
+    bool is_live = false;
+    uint8_t* entries = nullptr;
+    uint32_t* consumer = nullptr;  // the poller's count, if it keeps one (Cq::consumer)
+    uint32_t entry_bytes = 0;
+    uint32_t depth = 0;
+    uint32_t depth_log2 = 0;
+    uint32_t written = 0;
+    uint32_t users = 0;  // queue pairs
+    bool is_overrun = false;
+};
+
+struct CounterState {
+    bool is_live = false;
+    bool is_dirty = false;  // GPU words are written once per step
+    CounterAttr attr;
+    uint32_t users = 0;
+    uint64_t completions = 0;
+    uint64_t errors = 0;
+};
+
+// Appends an entry to the ring, its phase bit last. False when the poller is known not to have read the old entry:
+// then nothing is written.
+bool cq_push(CqState& cq, const RxCqeEx& entry);
+
+}  // namespace nvshmem_efa::soft
