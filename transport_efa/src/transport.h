@@ -120,7 +120,7 @@ class Transport {
     virtual Status progress(Lane lane) = 0;  // optional help: polls completions, delivers fetched results
 
     virtual bool poll_agent() = 0;  // one turn of the agent; true if it did anything
-    virtual const TransportStats& stats() const = 0;
+    virtual TransportStats stats() const = 0;  // any thread
     virtual std::string describe() const = 0;  // "2 rails (soft0, soft1), profile efa3, agent cpu"
 };
 

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts the parts together: two lanes, the agent and its thread, the memory table.
+#include "transport.h"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "agent.h"
+#include "connect.h"
+#include "lane.h"
+#include "log.h"
+
+namespace nvshmem_efa {
+
+namespace {
+
+class TransportImpl final : public Transport {
+   public:
+    explicit TransportImpl(TransportOptions options)
+        : options_(std::move(options)), clock_(options_.clock ? *options_.clock : real_clock()), memory_(options_.nics) {}
+    ~TransportImpl() override;
+
+    Status connect(const Bootstrap& bootstrap) override;
+    Status register_memory(void* addr, size_t bytes, MemHandle* handle) override { return memory_.add(addr, bytes, handle); }
+    Status release_memory(const MemHandle& handle) override { return memory_.remove(handle); }
+    Status attach_peer_memory(int pe, const MemHandle& handle) override;
+
+    Status rma(Lane lane, const RmaOp& op) override { return queues(lane).rma(op); }
+    Status amo(Lane lane, const AmoOp& op) override { return queues(lane).amo(op); }
+    Status put_signal(Lane lane, const PutSignalOp& op) override { return queues(lane).put_signal(op); }
+    Status fence(Lane lane, int pe) override { return queues(lane).fence(pe); }
+    Status quiet(Lane lane, int pe) override { return queues(lane).quiet(pe); }
+    Status progress(Lane lane) override { return queues(lane).progress(); }
+    bool poll_agent() override { return agent_ && agent_->poll(); }
+    TransportStats stats() const override;
+    std::string describe() const override;
+
+   private:
+    LaneQueues& queues(Lane lane) { return lane == Lane::kHost ? *host_lane_ : *proxy_lane_; }
+    void run_agent();
+
+    TransportOptions options_;
+    Clock& clock_;
+    Job job_;
+    MemoryTable memory_;
+    ControlMemory control_;
+    FetchBoard board_;
+    // Lanes answer "not connected" before connect(), so they exist from the start.
+    std::unique_ptr<LaneQueues> host_lane_ = std::make_unique<LaneQueues>(Lane::kHost, std::vector<Endpoint>{});
+    std::unique_ptr<LaneQueues> proxy_lane_ = std::make_unique<LaneQueues>(Lane::kProxy, std::vector<Endpoint>{});
+    std::unique_ptr<Agent> agent_;
+    std::atomic<bool> stop_{false};
+    std::thread agent_thread_;
+};
+
+TransportImpl::~TransportImpl() {
+    stop_.store(true, std::memory_order_relaxed);
+    if (agent_thread_.joinable()) agent_thread_.join();
+    // Queues before the memory they point into, address handles before their devices.
+    host_lane_.reset();
+    proxy_lane_.reset();
+    agent_.reset();
+    for (const Peer& peer : job_.peers)
+        for (size_t rail = 0; rail < job_.n_rails; ++rail)
+            if (peer.ah[rail].handle) (void)options_.nics[rail]->destroy_address_handle(peer.ah[rail]);
+}
+
+Status TransportImpl::connect(const Bootstrap& bootstrap) {
+    ConnectedQueues queues;
+    job_.clock = &clock_;
+    EFA_TRY(connect_job(bootstrap, options_.nics, options_.knobs, control_, &job_, &queues));
+    std::unique_ptr<WordEngine> cuda;
+    Status with_cuda = make_cuda_words(&cuda);
+    if (!with_cuda.ok() && with_cuda.code() != Code::kMissing) return with_cuda;
+    if (!with_cuda.ok()) EFA_LOG(kDebug, "agent", "no CUDA: %s", with_cuda.message());
+    host_lane_ = std::make_unique<LaneQueues>(Lane::kHost, std::move(queues.lanes[0]));
+    proxy_lane_ = std::make_unique<LaneQueues>(Lane::kProxy, std::move(queues.lanes[1]));
+    host_lane_->attach(job_, memory_, board_, options_.knobs, queues.ack_words[0], queues.replies[0]);
+    proxy_lane_->attach(job_, memory_, board_, options_.knobs, queues.ack_words[1], queues.replies[1]);
+    agent_ = std::make_unique<Agent>(std::move(queues.agent));
+    agent_->attach(job_, memory_, board_, std::move(cuda));
+    if (options_.agent_thread) agent_thread_ = std::thread([this] { run_agent(); });
+    // Nobody sends before everybody can receive and has all address handles.
+    return bootstrap.barrier();
+}
+
+void TransportImpl::run_agent() {
+    uint32_t idle = 0;
+    while (!stop_.load(std::memory_order_relaxed)) {
+        if (agent_->poll()) {
+            idle = 0;
+        } else {
+            clock_.relax(idle++);
+        }
+    }
+}
+
+Status TransportImpl::attach_peer_memory(int pe, const MemHandle& handle) {
+    if (pe < 0 || pe >= job_.n_pes)
+        return Status::error(Code::kInvalidArgument, nullptr, "memory of PE %d, in a job of %d PEs", pe, job_.n_pes);
+    if (pe == job_.pe) return Status();
+    const PeCard& card = job_.peers[static_cast<size_t>(pe)].card;
+    return options_.nics[0]->attach_peer_memory(card.rails[0].address, handle.share)
+        .with_context("memory of PE " + std::to_string(pe));
+}
+
+TransportStats TransportImpl::stats() const {
+    TransportStats sum = host_lane_->stats();
+    const TransportStats proxy = proxy_lane_->stats();
+    sum.puts += proxy.puts;
+    sum.gets += proxy.gets;
+    sum.amos += proxy.amos;
+    sum.signals += proxy.signals;
+    sum.bytes_put += proxy.bytes_put;
+    sum.bytes_got += proxy.bytes_got;
+    sum.work_requests += proxy.work_requests;
+    sum.doorbells += proxy.doorbells;
+    sum.fence_waits += proxy.fence_waits;
+    sum.rnr_retries += proxy.rnr_retries;
+    if (agent_) {
+        sum.agent_records = agent_->records();
+        sum.agent_immediates = agent_->immediates();
+        sum.work_requests += agent_->work_requests();
+        sum.doorbells += agent_->doorbells();
+    }
+    return sum;
+}
+
+std::string TransportImpl::describe() const {
+    std::string text = std::to_string(job_.n_rails ? job_.n_rails : options_.nics.size()) + " rails (";
+    for (size_t rail = 0; rail < options_.nics.size(); ++rail) {
+        if (rail) text += ", ";
+        text += options_.nics[rail]->info().name;
+    }
+    text += "), agent ";
+    return text + (agent_ ? agent_->engine_name() : "not started");
+}
+
+}  // namespace
+
+Status Transport::create(TransportOptions options, std::unique_ptr<Transport>* transport) {
+    if (options.nics.empty())
+        return Status::error(Code::kMissing, "run nvshmem-efa doctor", "a transport needs at least one device");
+    if (options.nics.size() > kRailsMax)
+        return Status::error(Code::kConfig, "set NVSHMEM_EFA_RAILS", "%zu devices; at most %d are used", options.nics.size(), kRailsMax);
+    for (const auto& nic : options.nics) {
+        if (!nic->info().caps.rdma_write || !nic->info().caps.rdma_read) {
+            return Status::error(Code::kUnsupported, "p5 and later instances have it",
+                                 "device %s lacks RDMA read or write", nic->info().name.c_str());
+        }
+    }
+    *transport = std::make_unique<TransportImpl>(std::move(options));
+    return Status();
+}
+
+}  // namespace nvshmem_efa
