@@ -1,0 +1,28 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Writes words_gpu_warp_ptx.h from words_gpu_warp.cu. Needs nvcc and ptxas (any CUDA 12 or 13) on the PATH.
+# nvcc stamps its own PTX version, which older drivers refuse; the text uses nothing newer than PTX 7.0 and sm_70, and
+# ptxas checks just that after the stamp is changed.
+set -eu
+cd "$(dirname "$0")"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+nvcc -std=c++17 -ptx -arch=compute_75 -o "$work/new.ptx" words_gpu_warp.cu
+sed -e '/^\/\//d' -e '/^$/d' -e 's/^\.version .*/.version 7.0/' -e 's/^\.target .*/.target sm_70/' \
+    "$work/new.ptx" > "$work/old.ptx"
+for arch in sm_75 sm_80 sm_90 sm_100; do
+    ptxas -arch=$arch -o "$work/check.cubin" "$work/old.ptx" || echo "note: not checked for $arch" >&2
+done
+{
+    echo '// SPDX-License-Identifier: Apache-2.0'
+    echo '// Written by words_gpu_warp_regenerate.sh from words_gpu_warp.cu; do not edit.'
+    echo '#pragma once'
+    echo
+    echo 'namespace nvshmem_efa {'
+    echo
+    echo 'inline constexpr char kGpuWarpPtx[] = R"PTX('
+    cat "$work/old.ptx"
+    echo ')PTX";'
+    echo
+    echo '}  // namespace nvshmem_efa'
+} > words_gpu_warp_ptx.h
