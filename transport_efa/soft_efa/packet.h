@@ -49,6 +49,6 @@ struct PacketHeader {
     uint32_t payload_bytes = 0;  // that follow this header on the wire
     uint32_t reserved2 = 0;
 };
-static_assert(sizeof(PacketHeader) == 136);
+static_assert(sizeof(PacketHeader) == 128);
 
 }  // namespace nvshmem_efa::soft
