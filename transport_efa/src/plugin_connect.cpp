@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <climits>
+
+#include "log.h"
+#include "nvshmem_locate.h"
+#include "plugin.h"
+#include "start_line.h"
+
+namespace nvshmem_efa::plugin {
+
+namespace {
+
+Status boot_allgather(abi::BootstrapHandle* boot, const void* send, void* recv, size_t bytes_per_pe) {
+    if (bytes_per_pe > INT_MAX) {
+        return Status::error(Code::kInternal, nullptr, "an allgather of %zu bytes per PE is too long", bytes_per_pe);
+    }
+    const int result = boot->allgather(send, recv, static_cast<int>(bytes_per_pe), boot);
+    if (result == 0) return Status();
+    return Status::error(Code::kPeer, "look at the other PEs' first error",
+                         "the job's bootstrap failed an allgather of %zu bytes on PE %d (it returned %d)", bytes_per_pe,
+                         boot->pg_rank, result);
+}
+
+Status boot_barrier(abi::BootstrapHandle* boot) {
+    const int result = boot->barrier(boot);
+    if (result == 0) return Status();
+    return Status::error(Code::kPeer, "look at the other PEs' first error",
+                         "the job's bootstrap failed a barrier on PE %d (it returned %d)", boot->pg_rank, result);
+}
+
+Status check_boot(const abi::BootstrapHandle* boot) {
+    if (boot && boot->allgather && boot->barrier && boot->pg_size > 0 && boot->pg_rank >= 0 &&
+        boot->pg_rank < boot->pg_size) {
+        return Status();
+    }
+    return Status::error(Code::kInvalidArgument, "report the NVSHMEM version: its plugin interface may have changed",
+                         "connect_endpoints was called without a usable bootstrap handle");
+}
+
+}  // namespace
+
+Status agree_on_mode(Mode mode, const std::string& detail, int abi, abi::BootstrapHandle* boot) {
+    EFA_TRY(check_boot(boot));
+    const ModeHeader own = make_mode_header(mode, detail, abi);
+    std::vector<ModeHeader> all(static_cast<size_t>(boot->pg_size));
+    EFA_TRY(boot_allgather(boot, &own, all.data(), sizeof own));
+    return check_mode_headers(own, boot->pg_rank, all.data(), boot->pg_size);
+}
+
+Status connect(PluginState& state, abi::BootstrapHandle* boot, int my_pe, int n_pes) {
+    EFA_TRY(check_boot(boot));
+    if (boot->pg_rank != my_pe || boot->pg_size != n_pes) {
+        return Status::error(Code::kInternal, "report the NVSHMEM version: its plugin interface may have changed",
+                             "the host says PE %d of %d, its bootstrap %d of %d", my_pe, n_pes, boot->pg_rank,
+                             boot->pg_size);
+    }
+    log_set_pe(my_pe);
+    EFA_TRY(agree_on_mode(state.mode, "", state.abi, boot));
+    Bootstrap bootstrap;
+    bootstrap.pe = my_pe;
+    bootstrap.n_pes = n_pes;
+    bootstrap.allgather = [boot](const void* send, void* recv, size_t bytes) {
+        return boot_allgather(boot, send, recv, bytes);
+    };
+    bootstrap.barrier = [boot] { return boot_barrier(boot); };
+    EFA_TRY(state.transport->connect(bootstrap));
+    state.my_pe = my_pe;
+    state.n_pes = n_pes;
+    if (my_pe == 0) {
+        const StartFacts facts{mode_name(state.mode), state.transport->describe(), n_pes, state.abi, nvshmem_version()};
+        EFA_LOG(kInfo, "start", "%s", start_line(facts).c_str());
+    }
+    return Status();
+}
+
+Status assign_qps(PluginState& state, int* out_qp_indices, int n_qps) {
+    if (n_qps < 0 || n_qps > INT_MAX - state.next_qp) {
+        return Status::error(Code::kInvalidArgument, nullptr, "%d queue pairs were asked for", n_qps);
+    }
+    for (int i = 0; out_qp_indices && i < n_qps; ++i) out_qp_indices[i] = state.next_qp++;
+    return Status();
+}
+
+}  // namespace nvshmem_efa::plugin
