@@ -93,6 +93,10 @@ struct MemoryRegion {
 
 struct CqAttr {
     uint32_t depth = 0;  // entries, rounded up to a power of two by the provider
+    // Caller's memory for the entries, physically contiguous; kUnsupported without cq_ext_mem. Null: the provider's own.
+    void* memory = nullptr;
+    size_t memory_bytes = 0;
+    MemoryKind memory_kind = MemoryKind::kCuda;
 };
 
 struct Cq {
@@ -174,6 +178,7 @@ class Nic {
     virtual Status create_address_handle(const PeerAddress& peer, AddressHandle* ah) = 0;
     virtual Status destroy_address_handle(const AddressHandle& ah) = 0;
     virtual Status create_counter(const CounterAttr& attr, uint64_t* handle) = 0;  // kUnsupported without the capability
+    // Before the queue's first descriptor: a real device takes the queue through RESET for it.
     virtual Status attach_counter(uint64_t qp_handle, uint64_t counter_handle, uint32_t counter_ops) = 0;
     virtual Status destroy_counter(uint64_t handle) = 0;
 
@@ -185,6 +190,7 @@ class Nic {
 struct OpenOptions {
     std::string device_filter;  // comma-separated names; empty means all
     int rails_max = 0;          // 0 means the provider's choice
+    std::string gpu_pci_id;     // "0000:53:00.0"; empty: the GPU current on this thread, or none
     int pe = -1;                // if known; the soft provider's planned faults name it
 };
 
