@@ -17,7 +17,7 @@ function(plugin_library target)
   target_link_options(${target} PRIVATE -Wl,-z,nodelete -Wl,--as-needed
     -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/shim/${ARGN})
   set_property(TARGET ${target} APPEND PROPERTY LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/shim/${ARGN})
-  install(TARGETS ${target} LIBRARY DESTINATION nvshmem_efa/lib)
+  install(TARGETS ${target} LIBRARY DESTINATION nvshmem_efa/lib COMPONENT wheel)
 endfunction()
 
 # The plugin's sources once, also for tests that put recording fakes behind them.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstring>
+#include <iterator>
 
 #include "log.h"
 #include "nvshmem_efa/api.h"
 #include "plugin.h"
+#include "soft_efa/stats.h"
 
 namespace nvshmem_efa::plugin {
 
@@ -16,8 +17,7 @@ struct Visible {
     int error_code = 0;
     std::string error;
     PluginState* state = nullptr;  // the transport that is up
-    bool has_stats = false;
-    TransportStats stats;  // of the last one that went away
+    std::string last_stats = "{}";  // of the last one that went away
 };
 
 Visible& visible() {
@@ -36,13 +36,49 @@ int host_status(Code code) {
     }
 }
 
-size_t copy_text(const std::string& from, char* text, size_t capacity) {
-    if (text && capacity > 0) {
-        const size_t length = std::min(from.size(), capacity - 1);
-        std::memcpy(text, from.data(), length);
-        text[length] = '\0';
+std::string stats_json(const PluginState& state) {
+    const TransportStats stats = state.transport->stats();
+    std::string json = "{";
+    const auto add = [&json](const char* name, uint64_t value) {
+        json += (json.size() > 1 ? ", \"" : "\"") + std::string(name) + "\": " + std::to_string(value);
+    };
+    add("puts", stats.puts);
+    add("gets", stats.gets);
+    add("amos", stats.amos);
+    add("signals", stats.signals);
+    add("bytes_put", stats.bytes_put);
+    add("bytes_got", stats.bytes_got);
+    add("work_requests", stats.work_requests);
+    add("doorbells", stats.doorbells);
+    add("fence_waits", stats.fence_waits);
+    add("rnr_retries", stats.rnr_retries);
+    add("agent_records", stats.agent_records);
+    add("agent_immediates", stats.agent_immediates);
+    if (state.mode == Mode::kSoft) {
+        const soft::SoftStats device = soft::soft_stats();
+        add("soft_work_requests", device.work_requests);
+        add("soft_doorbells", device.doorbells);
+        add("soft_packets_sent", device.packets_sent);
+        add("soft_packets_received", device.packets_received);
+        add("soft_out_of_order", device.out_of_order);
+        add("soft_duplicates", device.duplicates);
+        add("soft_delays", device.delays);
+        add("soft_rnr", device.rnr);
+        add("soft_bytes_placed", device.bytes_placed);
+        add("soft_completions", device.completions);
     }
-    return from.size();
+    return json + "}";
+}
+
+// What a C caller gets: text that is its thread's until the next call of the same function.
+template <class Make>
+const char* thread_text(std::string& text, Make make) noexcept {
+    try {
+        text = make();
+        return text.c_str();
+    } catch (...) {
+        return "";
+    }
 }
 
 }  // namespace
@@ -54,7 +90,7 @@ int report(const Status& status, const char* operation) noexcept {
         Visible& view = visible();
         const std::lock_guard<std::mutex> lock(view.mutex);
         view.error_code = static_cast<int>(status.code());
-        view.error = std::string(operation) + ": " + status.message();
+        view.error = status.message();
     } catch (...) {
         // No memory for the copy: the log line above has said it.
     }
@@ -65,20 +101,19 @@ void publish_transport(PluginState* state) {
     Visible& view = visible();
     const std::lock_guard<std::mutex> lock(view.mutex);
     view.state = state;
-    view.has_stats = true;
 }
 
 void withdraw_transport(PluginState* state) {
     Visible& view = visible();
     const std::lock_guard<std::mutex> lock(view.mutex);
     if (view.state != state) return;
-    view.stats = state->transport->stats();
+    view.last_stats = stats_json(*state);
     view.state = nullptr;
 }
 
 }  // namespace nvshmem_efa::plugin
 
-using nvshmem_efa::plugin::copy_text;
+using nvshmem_efa::plugin::thread_text;
 using nvshmem_efa::plugin::visible;
 
 const char* nvshmem_efa_version(void) { return NVSHMEM_EFA_VERSION; }
@@ -109,44 +144,41 @@ int nvshmem_efa_check_settings(char* text, size_t capacity, size_t* length) try 
     const nvshmem_efa::Status status = nvshmem_efa::parse_knobs(nullptr, &parsed, &warnings);
     std::string message = status.ok() ? "" : status.message();
     for (const std::string& warning : warnings) message += (message.empty() ? "warning: " : "\nwarning: ") + warning;
-    const size_t full = copy_text(message, text, capacity);
-    if (length) *length = full;
+    if (text && capacity > 0) {
+        text[message.copy(text, capacity - 1)] = '\0';
+    }
+    if (length) *length = message.size();
     return static_cast<int>(status.code());
 } catch (...) {
     return static_cast<int>(nvshmem_efa::Code::kInternal);
 }
 
-int nvshmem_efa_last_error(char* text, size_t capacity) try {
-    auto& view = visible();
-    const std::lock_guard<std::mutex> lock(view.mutex);
-    copy_text(view.error, text, capacity);
-    return view.error_code;
-} catch (...) {
-    return static_cast<int>(nvshmem_efa::Code::kInternal);
+const char* nvshmem_efa_last_error(int* code) {
+    thread_local std::string text;
+    if (code) *code = 0;
+    return thread_text(text, [code] {
+        auto& view = visible();
+        const std::lock_guard<std::mutex> lock(view.mutex);
+        if (code) *code = view.error_code;
+        return view.error;
+    });
 }
 
-size_t nvshmem_efa_describe(char* text, size_t capacity) try {
-    auto& view = visible();
-    const std::lock_guard<std::mutex> lock(view.mutex);
-    if (!view.state) return copy_text("", text, capacity);
-    return copy_text(std::string("mode ") + nvshmem_efa::mode_name(view.state->mode) + ", " +
-                         view.state->transport->describe(),
-                     text, capacity);
-} catch (...) {
-    return 0;
+const char* nvshmem_efa_describe(void) {
+    thread_local std::string text;
+    return thread_text(text, [] {
+        auto& view = visible();
+        const std::lock_guard<std::mutex> lock(view.mutex);
+        if (!view.state) return std::string();
+        return std::string("mode ") + nvshmem_efa::mode_name(view.state->mode) + ", " + view.state->transport->describe();
+    });
 }
 
-int nvshmem_efa_stats_get(nvshmem_efa_stats* stats) try {
-    if (!stats || stats->struct_bytes < sizeof(uint64_t)) return 1;
-    auto& view = visible();
-    const std::lock_guard<std::mutex> lock(view.mutex);
-    if (!view.has_stats) return 1;
-    const nvshmem_efa::TransportStats from = view.state ? view.state->transport->stats() : view.stats;
-    nvshmem_efa_stats full = {stats->struct_bytes, from.puts, from.gets, from.amos, from.signals,
-                              from.bytes_put, from.bytes_got, from.work_requests, from.doorbells,
-                              from.fence_waits, from.rnr_retries, from.agent_records, from.agent_immediates};
-    std::memcpy(stats, &full, std::min<size_t>(sizeof full, stats->struct_bytes));
-    return 0;
-} catch (...) {
-    return 1;
+const char* nvshmem_efa_stats_json(void) {
+    thread_local std::string text;
+    return thread_text(text, [] {
+        auto& view = visible();
+        const std::lock_guard<std::mutex> lock(view.mutex);
+        return view.state ? nvshmem_efa::plugin::stats_json(*view.state) : view.last_stats;
+    });
 }

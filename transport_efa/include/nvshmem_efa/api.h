@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * C API of libnvshmem_efa.so (all but the switch) and libnvshmem_efa_shim.so (the switch). Stable; safe from any thread.
- * Text goes to the caller's buffer, cut to fit and terminated; the return value is the full length without the zero. */
+ * Error codes are those of docs/troubleshooting.md. */
 #ifndef NVSHMEM_EFA_API_H
 #define NVSHMEM_EFA_API_H
 
 #include <stddef.h>
-#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -31,28 +30,23 @@ typedef struct nvshmem_efa_knob {
 NVSHMEM_EFA_API int nvshmem_efa_knob_count(void);
 NVSHMEM_EFA_API int nvshmem_efa_knob_get(int index, nvshmem_efa_knob* knob);
 
-/* Parses this process's environment. Returns 0 and an empty text, or an error code (docs/troubleshooting.md) and its
- * message. Warnings (names that are not settings) follow on lines of their own that start with "warning: ". */
+/* Parses this process's environment. Returns 0 and an empty text, or an error code and its message. Warnings (names that
+ * are not settings) follow on lines of their own that start with "warning: ". The text is cut to `capacity` and
+ * terminated; `length`, which may be null, gets its full length. */
 NVSHMEM_EFA_API int nvshmem_efa_check_settings(char* text, size_t capacity, size_t* length);
 
-/* The last error that the plugin reported in this process: its code (0: none yet) and its message. */
-NVSHMEM_EFA_API int nvshmem_efa_last_error(char* text, size_t capacity);
+/* The last error that the plugin reported in this process, "" and code 0 when there was none. `code` may be null.
+ * The text is the calling thread's until its next call. */
+NVSHMEM_EFA_API const char* nvshmem_efa_last_error(int* code);
 
-/* Mode and devices of the transport that is up in this process; length 0 when there is none. */
-NVSHMEM_EFA_API size_t nvshmem_efa_describe(char* text, size_t capacity);
+/* Mode and devices of the transport that is up in this process, "" when there is none. The text is the calling
+ * thread's until its next call. */
+NVSHMEM_EFA_API const char* nvshmem_efa_describe(void);
 
-typedef struct nvshmem_efa_stats {
-    uint64_t struct_bytes; /* set by the caller to sizeof(nvshmem_efa_stats); grows at the end only */
-    uint64_t puts, gets, amos, signals;
-    uint64_t bytes_put, bytes_got;
-    uint64_t work_requests, doorbells;
-    uint64_t fence_waits, rnr_retries;
-    uint64_t agent_records, agent_immediates;
-} nvshmem_efa_stats;
-
-/* Counts since init of the transport that is up, or, after its finalize, its last ones. Returns 0, or 1 when none was.
- * Exact only while no operation is under way. */
-NVSHMEM_EFA_API int nvshmem_efa_stats_get(nvshmem_efa_stats* stats);
+/* Counts since init of the transport that is up or, after its finalize, its last ones: one JSON object of integers,
+ * "{}" before the first init. Names that start with soft_ are the software devices' own. Exact only while no operation
+ * is under way. The text is the calling thread's until its next call. */
+NVSHMEM_EFA_API const char* nvshmem_efa_stats_json(void);
 
 /* The switch, in libnvshmem_efa_shim.so; its constructor calls this too. Call it before NVSHMEM reads its options.
  * 1: NVSHMEM_REMOTE_TRANSPORT=efa was asked for and this plugin is in place; 0: it was not asked for, nothing changed;
