@@ -9,6 +9,7 @@
 
 #include "clock.h"
 #include "memory_port.h"
+#include "process_wire_link.h"
 #include "wire.h"
 
 namespace nvshmem_efa::soft {
@@ -37,6 +38,8 @@ class ProcessWire : public Wire {
     virtual int fetch_fd(const PeerAddress& owner, uint64_t export_id, uint32_t index) = 0;
     // "shm", "tcp" or "loopback", for the log; "" when not connected.
     virtual const char* kind_of(const Gid& peer) const = 0;
+    // Sums over all connections of a kind (as above), ended ones included.
+    virtual LinkStats statistics(const char* /*kind*/) const { return {}; }
 };
 
 // Fails with a hint when no socket, shared memory or address can be had. The wire listens when this returns.
