@@ -53,11 +53,10 @@ std::string bench_post(const char* name, bool large_slots, size_t bytes, bool co
     std::unique_ptr<Transport> transport;
     must("create", Transport::create(std::move(options), &transport));
     must("connect", transport->connect(lone_bootstrap()));
-    std::vector<uint8_t> heap(1 << 20);
+    std::vector<uint8_t> heap(kBatch * 4096);
     MemHandle handle;
     must("register", transport->register_memory(heap.data(), heap.size(), &handle));
     RmaOp op;
-    op.remote = reinterpret_cast<uint64_t>(heap.data()) + 4096;
     op.remote_handle = &handle;
     op.local = heap.data();
     op.local_handle = &handle;
@@ -66,7 +65,10 @@ std::string bench_post(const char* name, bool large_slots, size_t bytes, bool co
     Samples post, complete;
     for (int round = 0; round < kRounds; ++round) {
         const double start = now_ns();
-        for (uint32_t i = 0; i < kBatch; ++i) must("put", transport->rma(Lane::kProxy, op));
+        for (uint32_t i = 0; i < kBatch; ++i) {
+            op.remote = reinterpret_cast<uint64_t>(heap.data()) + i * bytes;
+            must("put", transport->rma(Lane::kProxy, op));
+        }
         const double posted = now_ns();
         const uint32_t done = nic->complete_all();
         const double swept = now_ns();

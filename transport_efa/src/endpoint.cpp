@@ -43,6 +43,7 @@ Status Endpoint::open(Nic& nic, const EndpointAttr& attr, ControlMemory& memory)
     recv_buffers_count_ = attr.rq_depth;
     requests_.resize(depth);
     generation_.assign(depth, 0);
+    is_open_.assign(depth, 0);
     free_ids_.reserve(depth);
     for (uint32_t id = depth; id-- > 0;) free_ids_.push_back(static_cast<uint16_t>(id));
     return Status();
@@ -74,6 +75,7 @@ uint32_t Endpoint::take_id(const Request& request) {
     const uint16_t index = free_ids_.back();
     free_ids_.pop_back();
     requests_[index] = request;
+    is_open_[index] = 1;
     return index | (uint32_t{generation_[index]} << kIdIndexBits);
 }
 
@@ -160,7 +162,7 @@ bool Endpoint::next_completion(Completion* completion) {
     cq_ring_pop(cq_ring_);
     const uint32_t id = static_cast<uint32_t>(cqe_req_id(cqe, qp_.req_id_64));
     const uint32_t index = id & kIdIndexMask;
-    const bool known = index < requests_.size() && generation_[index] == ((id >> kIdIndexBits) & 0xf);
+    const bool known = index < requests_.size() && is_open_[index] && generation_[index] == ((id >> kIdIndexBits) & 0xf);
     if (!known || !send_ring_complete(ring_, 1)) {
         damage_ = "completion with request id " + std::to_string(id) + " which is not in flight";
         return false;
@@ -176,7 +178,17 @@ bool Endpoint::next_completion(Completion* completion) {
 void Endpoint::release(uint32_t id) {
     const uint16_t index = static_cast<uint16_t>(id & kIdIndexMask);
     generation_[index] = static_cast<uint8_t>((generation_[index] + 1) & 0xf);
+    is_open_[index] = 0;
     free_ids_.push_back(index);
+}
+
+bool Endpoint::is_writing(uint32_t owner, uint64_t addr, uint64_t bytes) const {
+    for (size_t id = 0; id < requests_.size(); ++id) {
+        const Request& request = requests_[id];
+        if (!is_open_[id] || request.kind != RequestKind::kWrite || request.owner != owner) continue;
+        if (addr < request.remote + request.bytes && request.remote < addr + bytes) return true;
+    }
+    return false;
 }
 
 void Endpoint::forget(const Tracker* tracker) {

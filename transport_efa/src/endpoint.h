@@ -24,6 +24,7 @@ struct Request {
     uint32_t owner = 0;  // a PE (lanes), or a source and slot (agent)
     uint32_t slot = 0;
     uint32_t bytes = 0;
+    uint64_t remote = 0;  // a write's first byte at the target
     Tracker* tracker = nullptr;
     WqeTarget target{};  // to post a refused SEND again
 };
@@ -86,6 +87,8 @@ class Endpoint {
     // posts again or gives up with release().
     bool next_completion(Completion* completion);
     void release(uint32_t id);
+    // A write to PE `owner` is in flight that touches [addr, addr + bytes). Looks at every request.
+    bool is_writing(uint32_t owner, uint64_t addr, uint64_t bytes) const;
     void forget(const Tracker* tracker);  // of an operation that was given up: its completions no longer count
 
     // Receive side.
@@ -121,7 +124,8 @@ class Endpoint {
     uint32_t lkey_ = 0;
     uint32_t inline_write_max_ = 0, inline_send_max_ = 0;
     uint32_t recv_buffers_count_ = 0;
-    std::vector<Request> requests_;
+    std::vector<Request> requests_;  // by id
+    std::vector<uint8_t> is_open_;   // by id: posted, not completed
     std::vector<uint8_t> generation_;  // of each id, bumped when it is freed: tells a stale completion
     std::vector<uint16_t> free_ids_;
     uint64_t posted_ = 0, doorbells_ = 0;

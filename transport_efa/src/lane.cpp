@@ -99,6 +99,7 @@ void LaneQueues::on_completion(const Completion& completion, Endpoint& endpoint)
         --peer.records_in_flight;
     } else {
         --peer.data_in_flight;
+        if (request.kind == RequestKind::kWrite) peer.writes.remove(request.remote, request.bytes);
     }
     if (request.tracker) --request.tracker->outstanding;
     if (completion.status == CqeStatus::kOk) return;
@@ -192,6 +193,29 @@ Status LaneQueues::wait_for_fence(int pe, bool is_record) {
     peer.fence_data = false;
     if (!is_record) peer.fence_records = false;
     return Status();
+}
+
+// SRD's first rule: never two un-acknowledged writes to one word. A program may well write a buffer again whose data it
+// knows to have arrived (its reader answered), while our device still waits for the acknowledgement.
+Status LaneQueues::wait_for_overlap(int pe, uint64_t remote, uint64_t bytes) {
+    const auto owner = static_cast<uint32_t>(pe);
+    if (peers_[owner].writes.is_surely_free(remote, bytes)) return Status();
+    const auto is_free = [&] {
+        if (peers_[owner].writes.is_surely_free(remote, bytes)) return true;
+        for (const Endpoint& endpoint : endpoints_)
+            if (endpoint.is_writing(owner, remote, bytes)) return false;
+        return true;
+    };
+    if (is_free()) return Status();
+    ++stats_.overlap_waits;
+    return wait(pe, "completion of an earlier put to the same bytes", is_free);
+}
+
+void LaneQueues::note_posted(const Request& request) {
+    LanePeer& peer = peers_[request.owner];
+    ++peer.data_in_flight;
+    if (request.kind == RequestKind::kWrite) peer.writes.add(request.remote, request.bytes);
+    if (request.tracker) ++request.tracker->outstanding;
 }
 
 Status LaneQueues::fence(int pe) {

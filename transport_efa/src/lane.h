@@ -13,6 +13,7 @@
 #include "agent_record.h"
 #include "endpoint.h"
 #include "fetch_board.h"
+#include "in_flight.h"
 #include "job.h"
 #include "memory_table.h"
 
@@ -25,6 +26,7 @@ struct LanePeer {
     uint32_t next_seq = 0;           // records sent so far
     uint32_t ack_seen = 0;           // records known to be applied
     uint32_t immediates = 0;         // data writes that count at the agent, of records not yet acknowledged
+    InFlightRanges writes;           // where those of them that are writes go
     std::vector<uint16_t> immediates_of;  // per record in the window
     bool fence_data = false;     // the next put, signal or atomic waits for data_in_flight == 0
     bool fence_records = false;  // the next put waits until all records are applied
@@ -72,6 +74,8 @@ class LaneQueues {
     Status wait(int pe, const char* what, Done done);
     Status wait_for_room(Endpoint& endpoint, int pe);
     Status wait_for_fence(int pe, bool is_record);
+    Status wait_for_overlap(int pe, uint64_t remote, uint64_t bytes);
+    void note_posted(const Request& request);
 
     // rma.cpp. Pre: lock held.
     Status check_remote(int pe, uint64_t remote, size_t bytes, const MemHandle* handle) const;

@@ -55,14 +55,14 @@ Status LaneQueues::post_piece(const RmaOp& op, const MemHandle& local, uint64_t 
     request.kind = op.kind == RmaKind::kPut ? RequestKind::kWrite : RequestKind::kRead;
     request.owner = static_cast<uint32_t>(op.pe);
     request.bytes = bytes;
+    request.remote = to.addr;
     request.tracker = tracker;
     if (op.kind == RmaKind::kPut) {
         endpoint.post_write(to, from, bytes, immediate, request);
     } else {
         endpoint.post_read(to, from, bytes, request);
     }
-    ++peers_[request.owner].data_in_flight;
-    if (tracker) ++tracker->outstanding;
+    note_posted(request);
     return Status();
 }
 
@@ -78,15 +78,16 @@ Status LaneQueues::post_copy(const RmaOp& op, const uint32_t* immediate, Tracker
     Request request;
     request.owner = static_cast<uint32_t>(op.pe);
     request.bytes = static_cast<uint32_t>(op.bytes);
+    request.remote = op.remote;
     request.tracker = tracker;
     endpoint.post_write_copy({job_->peers[request.owner].agent[next_rail_], op.remote, op.remote_handle->rkey[next_rail_]},
                              op.local, request.bytes, request);
-    ++peers_[request.owner].data_in_flight;
-    if (tracker) ++tracker->outstanding;
+    note_posted(request);
     return Status();
 }
 
 Status LaneQueues::post_rma(const RmaOp& op, const uint32_t* immediate, Tracker* tracker) {
+    if (op.kind == RmaKind::kPut) EFA_TRY(wait_for_overlap(op.pe, op.remote, op.bytes));
     if (op.copy_source) {
         EFA_TRY(post_copy(op, immediate, tracker));
     } else {

@@ -117,6 +117,7 @@ TransportStats TransportImpl::stats() const {
     sum.work_requests += proxy.work_requests;
     sum.doorbells += proxy.doorbells;
     sum.fence_waits += proxy.fence_waits;
+    sum.overlap_waits += proxy.overlap_waits;
     sum.rnr_retries += proxy.rnr_retries;
     if (agent_) {
         sum.agent_records = agent_->records();

@@ -86,7 +86,8 @@ struct TransportStats {
     uint64_t puts = 0, gets = 0, amos = 0, signals = 0;
     uint64_t bytes_put = 0, bytes_got = 0;
     uint64_t work_requests = 0, doorbells = 0;
-    uint64_t fence_waits = 0;  // times an operation waited because of an earlier fence
+    uint64_t fence_waits = 0;    // times an operation waited because of an earlier fence
+    uint64_t overlap_waits = 0;  // times a put waited for an earlier one to the same bytes
     uint64_t rnr_retries = 0;
     uint64_t agent_records = 0, agent_immediates = 0;
 };
