@@ -150,7 +150,14 @@ def bench_host(as_json: bool) -> int:
     """CPU cost of building and posting work requests, and what the software device moves."""
     from nvshmem_efa.bench import run_host_bench
 
-    return run_host_bench(as_json)
+    result = run_host_bench()
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        from nvshmem_efa.screen import show_bench
+
+        show_bench(result)
+    return ExitCode.GOOD
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

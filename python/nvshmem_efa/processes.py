@@ -78,7 +78,9 @@ def _start(
     pe: int, command: list[str], env: dict[str, str], selector: selectors.BaseSelector, stack: contextlib.ExitStack
 ) -> Member:
     record_read, record_write = os.pipe()
+    stack.callback(os.close, record_read)
     progress_read, progress_write = os.pipe()
+    stack.callback(os.close, progress_read)
     try:
         process = subprocess.Popen(
             [part.format(record_fd=record_write, progress_fd=progress_write) for part in command],
@@ -100,8 +102,6 @@ def _start(
         os.set_blocking(fd, False)
         selector.register(fd, selectors.EVENT_READ, (member, what))
         member.open_pipes += 1
-    stack.callback(os.close, record_read)
-    stack.callback(os.close, progress_read)
     return member
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from nvshmem_efa.bench import measured
 from nvshmem_efa.checks import Verdict
 from nvshmem_efa.demo import DemoResult
 from nvshmem_efa.doctor import Report
@@ -142,3 +144,19 @@ def show_settings(rows: list[Setting], given: dict[str, str], warnings: list[str
     console.print(table)
     for warning in warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
+
+
+def show_bench(result: dict[str, Any]) -> None:
+    """Every figure with its spread; the software device's are its own."""
+    machine = result.get("machine", {})
+    table = Table(title=f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores', '?')} cores")
+    table.add_column("what", overflow="fold")
+    for heading in ("median", "min", "p99", "samples"):
+        table.add_column(heading, justify="right")
+    table.add_column("unit")
+    for name, summary in measured("", result):
+        cells = [str(summary.get(key, "-")) for key in ("median", "min", "p99", "samples", "unit")]
+        table.add_row(name, *cells)
+    console = out()
+    console.print(table)
+    console.print("Rows of `soft` are the software device's on this machine, not EFA's.", style="dim")
