@@ -56,7 +56,7 @@ Status check_packet_header(const PacketHeader& header) {
     const char* what = nullptr;
     const auto type = static_cast<uint8_t>(header.type);
     if (header.payload_bytes > kPacketPayloadMax) what = "its payload is beyond the limit";
-    if (type < 1 || type > static_cast<uint8_t>(PacketType::kAck)) what = "its type is unknown";
+    if (type < 1 || type > static_cast<uint8_t>(PacketType::kNeedPayload)) what = "its type is unknown";
     if (header.magic != kPacketMagic) what = "it has no magic number";
     if (!what) return Status();
     return Status::error(Code::kProtocol, kPeerHint, "corrupt packet: %s (magic %08x, type %u, payload of %u bytes)", what,
