@@ -53,14 +53,29 @@ Status LaneCalls::p(int pe, void* symmetric, uint64_t value, int bytes) {
     return status;
 }
 
-Status LaneCalls::g(int pe, const void* symmetric, FetchSlot* slot, int bytes) {
-    Transfer transfer{pe, const_cast<void*>(symmetric), &slot->value, static_cast<size_t>(bytes)};
+Status LaneCalls::g(int pe, const void* symmetric, void* target, int bytes) {
+    Piece remote, local;
+    uint64_t remote_address = 0, offset = 0;
+    EFA_TRY(heap_.find_remote(pe, symmetric, &remote, &remote_address, &offset));
+    if (caller_ == Caller::kProxy) EFA_TRY(heap_.find_local(target, &local));
     RmaCall call;
-    EFA_TRY(next_piece(abi::kOpG, transfer, false, &call));
-    if (transfer.bytes > 0)
-        return Status::error(Code::kInvalidArgument, "align it to its size", "a word of %d bytes at %p crosses a chunk border", bytes, symmetric);
+    call.opcode = abi::kOpG;
+    call.pe = pe;
+    call.remote = {reinterpret_cast<void*>(remote_address), offset, remote.handle};
+    call.local = {target, 0, local.handle};
     call.n_elements = 1;
     call.element_bytes = bytes;
+    return port_.rma(caller_, call);
+}
+
+Status LaneCalls::strided(abi::RmaOpcode opcode, const Transfer& first, size_t n_elements, ptrdiff_t remote_stride, ptrdiff_t local_stride) {
+    Transfer left = first;
+    RmaCall call;
+    EFA_TRY(next_piece(opcode, left, false, &call));
+    call.n_elements = n_elements;
+    call.element_bytes = static_cast<int>(first.bytes);
+    call.remote_stride = remote_stride;
+    call.local_stride = local_stride;
     return port_.rma(caller_, call);
 }
 

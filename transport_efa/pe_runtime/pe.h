@@ -58,6 +58,9 @@ class Pe {
     Status get_nbi(int pe, const void* symmetric, void* target, size_t bytes);
     Status p(int pe, void* symmetric, uint64_t value, int bytes);
     Status g(int pe, const void* symmetric, int bytes, uint64_t* value);
+    // Elements of 2, 4 or 8 bytes, strides in elements.
+    Status iput(int pe, void* symmetric, const void* source, int element_bytes, size_t n, ptrdiff_t remote_stride, ptrdiff_t local_stride);
+    Status iget(int pe, const void* symmetric, void* target, int element_bytes, size_t n, ptrdiff_t remote_stride, ptrdiff_t local_stride);
     Status amo(int pe, void* symmetric, const Amo& amo, uint64_t* fetched = nullptr);
     Status put_signal(int pe, void* symmetric, const void* source, size_t bytes, void* signal_word, const Amo& signal);
     Status fence();

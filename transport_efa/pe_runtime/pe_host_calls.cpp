@@ -39,10 +39,22 @@ Status Pe::p(int pe, void* symmetric, uint64_t value, int bytes) {
 
 Status Pe::g(int pe, const void* symmetric, int bytes, uint64_t* value) {
     EFA_TRY(check());
-    FetchSlot& slot = internal_->host_slot;
-    EFA_TRY(finish(host_->g(pe, symmetric, &slot, bytes)));
-    *value = bytes >= 8 ? slot.value : slot.value & ((uint64_t{1} << (8 * bytes)) - 1);
+    uint64_t fetched = 0;
+    EFA_TRY(finish(host_->g(pe, symmetric, &fetched, bytes)));
+    *value = fetched;
     return Status();
+}
+
+Status Pe::iput(int pe, void* symmetric, const void* source, int element_bytes, size_t n, ptrdiff_t remote_stride, ptrdiff_t local_stride) {
+    EFA_TRY(check());
+    const Transfer first = transfer_of(pe, symmetric, source, static_cast<size_t>(element_bytes));
+    return finish(host_->strided(abi::kOpPut, first, n, remote_stride, local_stride));
+}
+
+Status Pe::iget(int pe, const void* symmetric, void* target, int element_bytes, size_t n, ptrdiff_t remote_stride, ptrdiff_t local_stride) {
+    EFA_TRY(check());
+    const Transfer first = transfer_of(pe, symmetric, target, static_cast<size_t>(element_bytes));
+    return finish(host_->strided(abi::kOpGet, first, n, remote_stride, local_stride));
 }
 
 Status Pe::amo(int pe, void* symmetric, const Amo& amo, uint64_t* fetched) {

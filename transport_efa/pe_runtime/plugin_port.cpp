@@ -14,8 +14,10 @@ namespace nvshmem_efa::pe {
 namespace {
 
 constexpr size_t kCudaTableBytes = 4096;
-constexpr const char* kStatsName = "nvshmem_efa_stats_json";       // const char* (*)(void); see nvshmem_efa/api.h
-constexpr const char* kLastErrorName = "nvshmem_efa_last_error";  // const char* (*)(int* code)
+// Of our own plugin (nvshmem_efa/api.h); another one does without.
+constexpr const char* kStatsName = "nvshmem_efa_stats_json";
+constexpr const char* kDescribeName = "nvshmem_efa_describe";
+constexpr const char* kLastErrorName = "nvshmem_efa_last_error";
 
 // The loaded file; closed last.
 struct Library {
@@ -27,6 +29,14 @@ struct Library {
     Library& operator=(const Library&) = delete;
     ~Library() {
         if (handle) dlclose(handle);
+    }
+    // The host library sees a number and exits; the plugin has logged why, and says it again if it is ours.
+    Status explain(Code otherwise, int rc, const std::string& what) const {
+        int code = 0;
+        const auto last_error = symbol<const char* (*)(int*)>(kLastErrorName);
+        const char* text = last_error ? last_error(&code) : nullptr;
+        if (text && text[0] && code) return Status::error(static_cast<Code>(code), nullptr, "%s: %s", what.c_str(), text);
+        return Status::error(otherwise, "the plugin's log line above names the cause", "%s: the plugin answered status %d", what.c_str(), rc);
     }
     template <class Function>
     Function symbol(const char* name) const {
@@ -141,6 +151,10 @@ class Port final : public PluginPort {
         }
     }
 
+    std::string describe() const override {
+        const auto describe = library_->symbol<const char* (*)()>(kDescribeName);
+        return describe ? describe() : "";
+    }
     std::string stats_json() const override {
         const auto stats = library_->symbol<const char* (*)()>(kStatsName);
         const char* text = stats ? stats() : nullptr;
@@ -153,7 +167,11 @@ class Port final : public PluginPort {
     static constexpr bool kHasPutSignal = requires(Transport* t) { t->host_ops.put_signal; };
 
     static abi::RmaVerb verb_of(const RmaCall& call) { return {call.opcode, call.is_nbi, 0, nullptr}; }
-    static abi::RmaBytesdesc bytes_of(const RmaCall& call) { return {call.n_elements, call.element_bytes, 1, 1}; }
+    static abi::RmaBytesdesc bytes_of(const RmaCall& call) {
+        const bool is_put = call.opcode != abi::kOpGet && call.opcode != abi::kOpG;
+        return {call.n_elements, call.element_bytes, is_put ? call.local_stride : call.remote_stride,
+                is_put ? call.remote_stride : call.local_stride};
+    }
     static AmoVerb verb_of(const AmoCall& call) {
         AmoVerb verb{};
         verb.desc = call.opcode;
@@ -164,16 +182,9 @@ class Port final : public PluginPort {
         return verb;
     }
 
-    // The host library sees a number and exits; the plugin has logged why, and says it again if it is ours.
     Status answer(int rc, const char* what, int pe) const {
         if (rc == 0) return Status();
-        const std::string whom = pe < 0 ? "" : " (PE " + std::to_string(pe) + ")";
-        int code = static_cast<int>(Code::kDevice);
-        const auto last_error = library_->symbol<const char* (*)(int*)>(kLastErrorName);
-        const char* text = last_error ? last_error(&code) : nullptr;
-        if (text && text[0]) return Status::error(static_cast<Code>(code), nullptr, "%s%s: %s", what, whom.c_str(), text);
-        return Status::error(Code::kDevice, "the plugin's log line above names the cause", "%s%s: the plugin answered status %d", what,
-                             whom.c_str(), rc);
+        return library_->explain(Code::kDevice, rc, pe < 0 ? what : what + (" (PE " + std::to_string(pe) + ")"));
     }
 
     std::shared_ptr<Library> library_;
@@ -208,13 +219,7 @@ Status PluginPort::load(const std::string& path, int abi_number, std::unique_ptr
     static uint64_t cuda_table[kCudaTableBytes / sizeof(uint64_t)];
     void* transport = nullptr;
     const int rc = init(&transport, cuda_table, library->api_version);
-    if (rc != 0 || !transport) {
-        int code = static_cast<int>(Code::kMissing);
-        const auto last_error = library->symbol<const char* (*)(int*)>(kLastErrorName);
-        const char* text = last_error ? last_error(&code) : nullptr;
-        return Status::error(static_cast<Code>(code), text && text[0] ? nullptr : "the plugin's log line above names the cause",
-                             "%s does not start (status %d): %s", path.c_str(), rc, text && text[0] ? text : "no reason given");
-    }
+    if (rc != 0 || !transport) return library->explain(Code::kMissing, rc, path + " does not start");
     if (abi_number == 3) return make_port<abi::v3::Transport, abi::v3::AmoVerb>(std::move(library), transport, port);
     if (abi_number <= 5) return make_port<abi::v4::Transport, abi::v4::AmoVerb>(std::move(library), transport, port);
     return make_port<abi::v6::Transport, abi::v6::AmoVerb>(std::move(library), transport, port);

@@ -37,6 +37,8 @@ struct RmaCall {
     abi::RmaMemdesc local{};
     size_t n_elements = 0;
     int element_bytes = 1;
+    ptrdiff_t local_stride = 1;  // in elements
+    ptrdiff_t remote_stride = 1;
 };
 
 struct AmoCall {
@@ -75,6 +77,8 @@ class PluginPort {
     // ABI 4 on; from the proxy and, with QP HOST, from the application.
     virtual Status put_signal(Caller caller, std::vector<RmaCall>& puts, AmoCall& signal) = 0;
 
+    // Mode and devices in words, or "" where the plugin does not say.
+    virtual std::string describe() const = 0;
     // The plugin's counters as JSON, or "null" where it exports none. After finalize too.
     virtual std::string stats_json() const = 0;
     virtual const std::string& path() const = 0;
