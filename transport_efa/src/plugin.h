@@ -19,6 +19,9 @@
 
 namespace nvshmem_efa::plugin {
 
+// For what only a host library of another make than we know can cause.
+inline constexpr const char* kReportHint = "report the NVSHMEM version: its plugin interface may have changed";
+
 using CreateTransport = std::function<Status(TransportOptions, std::unique_ptr<Transport>*)>;
 
 // Where the plugin gets its parts from; tests put recording fakes in.

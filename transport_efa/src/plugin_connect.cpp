@@ -12,7 +12,7 @@ namespace {
 
 Status boot_allgather(abi::BootstrapHandle* boot, const void* send, void* recv, size_t bytes_per_pe) {
     if (bytes_per_pe > INT_MAX) {
-        return Status::error(Code::kInternal, nullptr, "an allgather of %zu bytes per PE is too long", bytes_per_pe);
+        return Status::error(Code::kInternal, kReportHint, "an allgather of %zu bytes per PE is too long", bytes_per_pe);
     }
     const int result = boot->allgather(send, recv, static_cast<int>(bytes_per_pe), boot);
     if (result == 0) return Status();
@@ -33,7 +33,7 @@ Status check_boot(const abi::BootstrapHandle* boot) {
         boot->pg_rank < boot->pg_size) {
         return Status();
     }
-    return Status::error(Code::kInvalidArgument, "report the NVSHMEM version: its plugin interface may have changed",
+    return Status::error(Code::kInvalidArgument, kReportHint,
                          "connect_endpoints was called without a usable bootstrap handle");
 }
 
@@ -50,7 +50,7 @@ Status agree_on_mode(Mode mode, const std::string& detail, int abi, abi::Bootstr
 Status connect(PluginState& state, abi::BootstrapHandle* boot, int my_pe, int n_pes) {
     EFA_TRY(check_boot(boot));
     if (boot->pg_rank != my_pe || boot->pg_size != n_pes) {
-        return Status::error(Code::kInternal, "report the NVSHMEM version: its plugin interface may have changed",
+        return Status::error(Code::kInternal, kReportHint,
                              "the host says PE %d of %d, its bootstrap %d of %d", my_pe, n_pes, boot->pg_rank,
                              boot->pg_size);
     }
@@ -75,7 +75,7 @@ Status connect(PluginState& state, abi::BootstrapHandle* boot, int my_pe, int n_
 
 Status assign_qps(PluginState& state, int* out_qp_indices, int n_qps) {
     if (n_qps < 0 || n_qps > INT_MAX - state.next_qp) {
-        return Status::error(Code::kInvalidArgument, nullptr, "%d queue pairs were asked for", n_qps);
+        return Status::error(Code::kInvalidArgument, kReportHint, "%d queue pairs were asked for", n_qps);
     }
     for (int i = 0; out_qp_indices && i < n_qps; ++i) out_qp_indices[i] = state.next_qp++;
     return Status();

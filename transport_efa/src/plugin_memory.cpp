@@ -62,7 +62,7 @@ Status open_handle(const abi::MemHandleBytes* bytes, const MemHandle** handle) {
 
 Status get_handle(PluginState& state, abi::MemHandleBytes* out, void* buffer, size_t bytes, bool is_local_only) {
     if (!out || !buffer || bytes == 0) {
-        return Status::error(Code::kInvalidArgument, nullptr, "registering %zu bytes at %p", bytes, buffer);
+        return Status::error(Code::kInvalidArgument, kReportHint, "registering %zu bytes at %p", bytes, buffer);
     }
     Envelope envelope;
     EFA_TRY(state.transport->register_memory(buffer, bytes, &envelope.handle));
@@ -82,7 +82,7 @@ Status get_handle(PluginState& state, abi::MemHandleBytes* out, void* buffer, si
 Status release_handle(PluginState& state, abi::MemHandleBytes* bytes) {
     const MemHandle* handle = nullptr;
     EFA_TRY(open_handle(bytes, &handle));
-    if (!handle) return Status::error(Code::kInvalidArgument, nullptr, "releasing a null memory handle");
+    if (!handle) return Status::error(Code::kInvalidArgument, kReportHint, "releasing a null memory handle");
     {
         const std::lock_guard<std::mutex> lock(state.own_heap_mutex);
         if (state.own_heap.bytes != 0 && state.own_heap.id == handle->id) state.own_heap = MemHandle();
@@ -94,7 +94,7 @@ Status release_handle(PluginState& state, abi::MemHandleBytes* bytes) {
 
 Status add_peer_handles(PluginState& state, const abi::MemHandleBytes* handles, int stride, int index) {
     if (!handles || stride <= 0 || index < 0 || index >= stride) {
-        return Status::error(Code::kInvalidArgument, nullptr, "peer handles at %p, place %d of %d per PE",
+        return Status::error(Code::kInvalidArgument, kReportHint, "peer handles at %p, place %d of %d per PE",
                              static_cast<const void*>(handles), index, stride);
     }
     for (int pe = 0; pe < state.n_pes; ++pe) {
@@ -107,7 +107,7 @@ Status add_peer_handles(PluginState& state, const abi::MemHandleBytes* handles, 
         const Envelope* envelope = reinterpret_cast<const Envelope*>(&bytes);
         EFA_TRY(check_envelope(*envelope).with_context("from PE " + std::to_string(pe)));
         if (envelope->checksum != checksum(envelope->handle)) {
-            return Status::error(Code::kProtocol, nullptr, "the memory handle of PE %d was damaged on its way", pe);
+            return Status::error(Code::kProtocol, "look for the cause in the bootstrap", "the memory handle of PE %d was damaged on its way", pe);
         }
         EFA_TRY(state.transport->attach_peer_memory(pe, envelope->handle));
     }

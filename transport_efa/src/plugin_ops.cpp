@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operations, free of the ABI's function signatures. NVSHMEM calls them from its proxy thread and from user threads.
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -32,7 +33,7 @@ Status total_bytes(const abi::RmaBytesdesc& bytes, size_t* total) {
         !__builtin_mul_overflow(bytes.nelems, static_cast<size_t>(bytes.elembytes), total)) {
         return Status();
     }
-    return Status::error(Code::kInvalidArgument, nullptr, "a transfer of %zu elements of %d bytes", bytes.nelems,
+    return Status::error(Code::kInvalidArgument, kReportHint, "a transfer of %zu elements of %d bytes", bytes.nelems,
                          bytes.elembytes);
 }
 
@@ -51,7 +52,7 @@ Status rma_strided(PluginState& state, Lane lane, RmaOp op, const abi::RmaBytesd
     size_t reach = 0;
     if (__builtin_mul_overflow(bytes.nelems, std::max(local_step, remote_step), &reach) ||
         __builtin_mul_overflow(reach, element, &reach)) {
-        return Status::error(Code::kInvalidArgument, nullptr, "%zu elements of %zu bytes with strides %zu and %zu",
+        return Status::error(Code::kInvalidArgument, kReportHint, "%zu elements of %zu bytes with strides %zu and %zu",
                              bytes.nelems, element, local_step, remote_step);
     }
     op.bytes = element;
@@ -122,11 +123,12 @@ Status translate_amo(int pe, AmoVerb verb, const abi::AmoMemdesc& target, int el
     }
     AmoMeaning meaning{};
     if (!amo_meaning(verb.desc, &meaning)) {
-        return Status::error(Code::kUnsupported, nullptr, "atomic operation number %d", verb.desc);
+        return Status::error(Code::kUnsupported, kReportHint, "atomic operation number %d", verb.desc);
     }
     const uint64_t address = reinterpret_cast<uint64_t>(target.remote.ptr);
     if ((elembytes != 2 && elembytes != 4 && elembytes != 8) || address % static_cast<uint64_t>(elembytes) != 0) {
-        return Status::error(Code::kInvalidArgument, nullptr, "an atomic on %d bytes at 0x%llx of PE %d", elembytes,
+        return Status::error(Code::kInvalidArgument, "words have 2, 4 or 8 bytes and are aligned to their size",
+                             "an atomic on %d bytes at 0x%llx of PE %d", elembytes,
                              static_cast<unsigned long long>(address), pe);
     }
     EFA_TRY(open_handle(target.remote.handle, &op->remote_handle));
@@ -143,7 +145,7 @@ Status translate_amo(int pe, AmoVerb verb, const abi::AmoMemdesc& target, int el
     op->result = target.ret_ptr;
     op->result_flag = target.ret_flag;
     if (op->result) return Status();
-    return Status::error(Code::kInvalidArgument, nullptr, "a fetching atomic with nowhere to put its result");
+    return Status::error(Code::kInvalidArgument, kReportHint, "a fetching atomic with nowhere to put its result");
 }
 
 Status translate_put(int pe, const abi::RmaMemdesc& remote, const abi::RmaMemdesc& local,
@@ -177,7 +179,7 @@ Status rma(PluginState& state, Lane lane, int pe, const abi::RmaVerb& verb, cons
         case abi::kOpP: op.copy_source = true; break;
         case abi::kOpGet:
         case abi::kOpG: op.kind = RmaKind::kGet; break;
-        default: return Status::error(Code::kUnsupported, nullptr, "remote memory operation number %d", verb.desc);
+        default: return Status::error(Code::kUnsupported, kReportHint, "remote memory operation number %d", verb.desc);
     }
     op.blocking = !verb.is_nbi && opcode != abi::kOpP;
     if (op.bytes == 0) return Status();
@@ -201,13 +203,14 @@ Status put_signal(PluginState& state, Lane lane, int pe, const std::vector<abi::
                   const SignalArgs& signal) {
     EFA_TRY(check_pe(state, pe));
     if (remote.size() != local.size() || remote.size() != bytes.size() || !signal.target) {
-        return Status::error(Code::kInvalidArgument, nullptr, "put_signal with %zu targets, %zu sources and %zu lengths",
-                             remote.size(), local.size(), bytes.size());
+        return Status::error(Code::kInvalidArgument, kReportHint,
+                             "put_signal with %zu targets, %zu sources and %zu lengths", remote.size(), local.size(), bytes.size());
     }
     PutSignalOp op;
     EFA_TRY(translate_amo(pe, signal.verb, *signal.target, signal.bytes.elembytes, &op.signal));
     if (op.signal.fetching || (op.signal.op != WordOp::kSet && op.signal.op != WordOp::kAdd)) {
-        return Status::error(Code::kUnsupported, nullptr, "put_signal with atomic operation number %d", signal.verb.desc);
+        return Status::error(Code::kUnsupported, kReportHint, "put_signal with atomic operation number %d",
+                             signal.verb.desc);
     }
     std::array<RmaOp, kStackPuts> few;
     std::vector<RmaOp> many;
