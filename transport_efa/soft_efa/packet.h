@@ -21,6 +21,8 @@ enum class PacketType : uint8_t {
 inline constexpr uint8_t kPacketHasImm = 1u << 0;
 inline constexpr uint8_t kPacketByReference = 1u << 1;  // no payload: bytes lie at (ref_process, ref_export, ref_offset)
 
+inline constexpr uint8_t kPacketUnsolicited = 1u << 2;  // the sender's queue pair was created for unsolicited receive
+
 inline constexpr uint32_t kPacketMagic = 0x50414645;  // "EFAP"
 inline constexpr uint32_t kPacketPayloadMax = 1u << 20;
 
@@ -28,8 +30,8 @@ struct PacketHeader {
     uint32_t magic = kPacketMagic;
     PacketType type = PacketType::kAck;
     uint8_t flags = 0;
-    uint8_t status = 0;  // CqeStatus, in acks
-    uint8_t reserved = 0;
+    uint8_t status = 0;   // CqeStatus in acks; the refused packet's PacketType in kNeedPayload
+    uint8_t attempt = 0;  // of the message, from 0; counts receiver-not-ready retries
     Gid src_gid;
     Gid dst_gid;
     uint16_t src_qp_num = 0;

@@ -22,7 +22,7 @@ class Pool {
     explicit Pool(uint32_t bound) : bound_(bound) {}
     T& operator[](uint32_t index) { return chunks_[index / kChunk][index % kChunk]; }
     const T& operator[](uint32_t index) const { return chunks_[index / kChunk][index % kChunk]; }
-    bool is_full() const { return free_ == kNone && size_ == bound_; }
+    uint32_t room() const { return bound_ - used_; }
     uint32_t used() const { return used_; }
     uint32_t size() const { return size_; }  // numbers ever handed out are below this
 
@@ -99,17 +99,22 @@ class BufferPool {
     BufferPool(const BufferPool&) = delete;
     BufferPool& operator=(const BufferPool&) = delete;
     size_t bytes() const { return bytes_; }
-    bool is_empty() const { return free_.empty() && all_.size() >= bound_; }
 
-    uint8_t* take() {  // null when the bound is reached or memory has run out
-        if (free_.empty()) {
-            if (all_.size() >= bound_) return nullptr;
+    // Buffers that take() surely gives: those that are free, and a few more than ever before while memory lasts.
+    uint32_t room() {
+        while (free_.size() < kAhead && all_.size() < bound_) {
             auto* buffer = static_cast<uint8_t*>(memory_->alloc_host(bytes_));
-            if (!buffer) return nullptr;
+            if (!buffer) {
+                bound_ = static_cast<uint32_t>(all_.size());
+                break;
+            }
             all_.push_back(buffer);
-            free_.reserve(all_.size());
-            return buffer;
+            free_.push_back(buffer);
         }
+        return static_cast<uint32_t>(free_.size());
+    }
+    uint8_t* take() {  // null when room() is 0
+        if (room() == 0) return nullptr;
         uint8_t* buffer = free_.back();
         free_.pop_back();
         return buffer;
@@ -117,6 +122,7 @@ class BufferPool {
     void give(uint8_t* buffer) { free_.push_back(buffer); }
 
    private:
+    static constexpr size_t kAhead = 4;
     MemoryPort* memory_;
     size_t bytes_;
     uint32_t bound_;

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstring>
-#include <string>
+#include <deque>
 #include <vector>
 
 #include "memory_port.h"
@@ -73,6 +73,7 @@ class PeerTable {
         return ahn < by_ahn_.size() ? by_ahn_[ahn] : kNone;
     }
     Peer& operator[](uint32_t index) { return peers_[index]; }
+    const Peer& operator[](uint32_t index) const { return peers_[index]; }
     // Adds a handle to a peer; false when the device has no more.
     bool add_handle(uint32_t index, uint32_t ahs_max);
     bool remove_handle(uint16_t ahn);
@@ -81,7 +82,7 @@ class PeerTable {
     static uint64_t hash_gid(const Gid& gid);
     void rehash(size_t slots);
     static constexpr uint32_t kPeersMax = 16384;
-    std::vector<Peer> peers_;
+    std::deque<Peer> peers_;  // a peer stays where it is
     std::vector<uint32_t> slots_;  // open addressing, power of two, kNone when free
     std::vector<uint32_t> by_ahn_;
     std::vector<uint16_t> free_ahns_;

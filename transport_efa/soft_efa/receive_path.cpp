@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: Apache-2.0
+// Packets in: seeded disorder, the target's checks, and the placement of payload.
+#include <algorithm>
+
+#include "device.h"
+#include "log.h"
+
+namespace nvshmem_efa::soft {
+namespace {
+
+constexpr uint32_t kPlaceAtOnceBytes = 16u << 10;  // longer payloads mostly skip the window: one copy less
+
+uint64_t sge_addr(const Sge& sge) { return sge.addr_lo | (static_cast<uint64_t>(sge.addr_hi) << 32); }
+
+uint32_t blocks_of(uint64_t addr, uint32_t bytes) {
+    return static_cast<uint32_t>((addr + bytes - 1) / 8 - addr / 8 + 1);
+}
+
+}  // namespace
+
+// Bytes from the wire: nothing is believed before it was checked here.
+bool Device::is_valid(const PacketHeader& header, const void* payload) const {
+    if (header.magic != kPacketMagic || !(header.dst_gid == options_.gid)) return false;
+    const bool by_reference = header.flags & kPacketByReference;
+    const bool has_segment = header.type == PacketType::kSend || header.type == PacketType::kWrite ||
+                             header.type == PacketType::kReadResponse;
+    if (header.payload_bytes != 0 && (!payload || !has_segment || by_reference)) return false;
+    if (header.payload_bytes > std::max(options_.payload_max, caps().mtu)) return false;
+    switch (header.type) {
+        case PacketType::kSend:
+            return !by_reference && header.message_bytes <= caps().mtu && header.segment_offset == 0 &&
+                   header.segment_bytes == header.message_bytes && header.payload_bytes == header.message_bytes;
+        case PacketType::kWrite:
+        case PacketType::kReadResponse:
+        case PacketType::kNeedPayload:
+            if (header.message_bytes > caps().max_rdma_bytes || header.segment_bytes > header.message_bytes ||
+                header.segment_offset > header.message_bytes - header.segment_bytes)
+                return false;
+            if (header.segment_bytes == 0 && header.message_bytes != 0) return false;
+            if (header.type == PacketType::kNeedPayload) return true;
+            return by_reference ? header.segment_bytes != 0 : header.payload_bytes == header.segment_bytes;
+        case PacketType::kReadRequest: return header.message_bytes <= caps().max_rdma_bytes;
+        case PacketType::kAck: return header.status < kStatusCodes;
+    }
+    return false;
+}
+
+void Device::receive(const PacketHeader& header, const void* payload, uint64_t now_ns) {
+    if (is_dead()) return;
+    ++stats_.packets_received;
+    ++work_done_;
+    const uint32_t peer = is_valid(header, payload) ? peers_.find_or_add(header.src_gid) : kNone;
+    const uint32_t index = peer == kNone ? kNone : arrivals_.take();
+    if (index == kNone) {
+        ++stats_.packets_refused;
+        return;
+    }
+    now_ns_ = std::max(now_ns_, now_ns);
+    Arrival& arrival = arrivals_[index];
+    arrival.header = header;
+    arrival.peer = peer;
+    arrival.order = ++peers_[peer].arrivals;
+    arrival.buffer = nullptr;
+    arrival.payload = static_cast<const uint8_t*>(payload);
+    arrival.torn_left = 0;
+    arrival.is_repeat = false;
+    arrival.will_repeat = header.type == PacketType::kWrite && !caps().data_polling_128 && header.segment_bytes != 0 &&
+                          prng_.one_in_million(options_.faults.duplicate_ppm);
+    arrival.message = kNone;
+    const uint64_t delay_ns = draw_delay(header);
+    const bool at_once = header.payload_bytes > kPlaceAtOnceBytes && !options_.use_timing && !arrival.will_repeat &&
+                         (delay_ns == 0 || (prng_.next() & 7u) != 0);
+    if (at_once) {
+        handle(index);
+    } else if (keep_payload(arrival)) {
+        due_.push(now_ns_ + delay_ns, index);
+    } else {
+        arrivals_.give(index);  // out of buffers: the wire handed over more than room()
+        ++stats_.packets_refused;
+    }
+}
+
+uint64_t Device::draw_delay(const PacketHeader& header) {
+    const Faults& faults = options_.faults;
+    uint64_t delay_ns = prng_.below(faults.reorder_ns + 1);
+    if (options_.use_timing) {
+        const Timing& timing = options_.profile.timing;
+        delay_ns += timing.one_way_ns + prng_.below(timing.jitter_ns + 1);
+        if (header.type == PacketType::kAck) delay_ns += timing.ack_extra_ns;
+    }
+    if (prng_.one_in_million(faults.delay_ppm)) {
+        ++stats_.delays;
+        const uint64_t far_ns = faults.far_delay_ns ? faults.far_delay_ns : 50 * faults.reorder_ns + 20'000;
+        delay_ns += prng_.below(far_ns + 1);
+    }
+    return delay_ns;
+}
+
+// Copies the payload out of the wire's memory. False when there is no buffer.
+bool Device::keep_payload(Arrival& arrival) {
+    const uint32_t bytes = arrival.header.payload_bytes;
+    if (bytes == 0) return true;
+    uint8_t* to = arrival.small;
+    if (bytes > kArrivalInline) {
+        arrival.buffer = to = bytes <= mtu_buffers_.bytes() ? mtu_buffers_.take() : segment_buffers_.take();
+        if (!to) return false;
+    }
+    std::memcpy(to, arrival.payload, bytes);
+    arrival.payload = to;
+    return true;
+}
+
+void Device::drop_arrival(uint32_t index) {
+    Arrival& arrival = arrivals_[index];
+    if (arrival.buffer) {
+        (arrival.header.payload_bytes <= mtu_buffers_.bytes() ? mtu_buffers_ : segment_buffers_).give(arrival.buffer);
+        arrival.buffer = nullptr;
+    }
+    arrivals_.give(index);
+}
+
+void Device::arrive_again(uint32_t index, uint64_t within_ns) {
+    due_.push(now_ns_ + 1 + prng_.below(within_ns + 1), index);
+}
+
+void Device::refuse(uint32_t index, CqeStatus status) {
+    acknowledge(arrivals_[index].header, arrivals_[index].peer, status);
+    drop_arrival(index);
+}
+
+void Device::handle(uint32_t index) {
+    Arrival& arrival = arrivals_[index];
+    if (arrival.is_repeat || arrival.torn_left != 0) {
+        place(index);
+        return;
+    }
+    Peer& peer = peers_[arrival.peer];
+    peer.last_heard_ns = now_ns_;
+    if (arrival.order < peer.newest_handled) {
+        ++stats_.out_of_order;
+    } else {
+        peer.newest_handled = arrival.order;
+    }
+    const PacketHeader& header = arrival.header;
+    trace(2 + (static_cast<uint64_t>(header.type) << 8), header.message, header.segment_offset);
+    switch (header.type) {
+        case PacketType::kAck:
+            handle_ack(header);
+            drop_arrival(index);
+            break;
+        case PacketType::kWrite:
+        case PacketType::kSend: {
+            const CqeStatus status = header.type == PacketType::kWrite ? check_write(arrival) : check_send(arrival);
+            if (status == CqeStatus::kOk) {
+                place(index);
+            } else {
+                refuse(index, status);
+            }
+            break;
+        }
+        case PacketType::kReadRequest: handle_read_request(index); break;
+        case PacketType::kReadResponse: handle_read_response(index); break;
+        case PacketType::kNeedPayload: handle_need_payload(index); break;
+    }
+}
+
+CqeStatus Device::check_queue(const PacketHeader& header, uint32_t* qp) const {
+    *qp = qp_index(header.dst_qp_num);
+    if (*qp == kNone || qps_[*qp].attr.qkey != header.qkey) return CqeStatus::kBadDestQpn;
+    return qps_[*qp].state == QpState::kReady ? CqeStatus::kOk : CqeStatus::kRemoteAbort;
+}
+
+CqeStatus Device::check_write(Arrival& arrival) {
+    const PacketHeader& header = arrival.header;
+    if (peers_[arrival.peer].handles == 0) return CqeStatus::kUnknownPeer;
+    const CqeStatus status = check_queue(header, &arrival.qp);
+    if (status != CqeStatus::kOk) return status;
+    const bool sender_is_unsolicited = header.flags & kPacketUnsolicited;
+    if ((header.flags & kPacketHasImm) && sender_is_unsolicited != qps_[arrival.qp].attr.unsolicited_recv)
+        return CqeStatus::kFeatureMismatch;
+    const Region* region = regions_.by_rkey(header.rkey);
+    if (!region || !region->covers(header.remote_addr, header.message_bytes) || !(region->access & kAccessRemoteWrite))
+        return CqeStatus::kRemoteBadAddress;
+    arrival.target = MemoryAddr{region->kind, header.remote_addr + header.segment_offset};
+    return CqeStatus::kOk;
+}
+
+// A SEND takes its receive descriptor here, so that two of them never share one while payload is being placed.
+CqeStatus Device::check_send(Arrival& arrival) {
+    const PacketHeader& header = arrival.header;
+    const CqeStatus status = check_queue(header, &arrival.qp);
+    if (status != CqeStatus::kOk) return status;
+    QpSlot& qp = qps_[arrival.qp];
+    const bool is_forced = header.attempt == 0 && prng_.one_in_million(options_.faults.rnr_ppm);
+    if (is_forced || !take_receive(qp, &arrival.recv_index)) {
+        ++stats_.rnr;
+        return CqeStatus::kRnr;
+    }
+    const RecvWqe& wqe = receive_slot(qp, arrival.recv_index);
+    if (header.message_bytes > wqe.length) {
+        --qp.received;  // the descriptor stays for a message that fits
+        return CqeStatus::kRemoteBadLength;
+    }
+    const uint64_t addr = wqe.addr_lo | (static_cast<uint64_t>(wqe.addr_hi) << 32);
+    const Region* region = regions_.by_lkey(wqe.lkey_ctrl & kLkeyMask);
+    const bool is_whole = (wqe.lkey_ctrl & kRecvFirst) && (wqe.lkey_ctrl & kRecvLast);
+    if (!region || !region->covers(addr, wqe.length) || !(region->access & kAccessLocalWrite) || !is_whole) {
+        deliver_send(arrival, CqeStatus::kInvalidLkey);
+        return CqeStatus::kRemoteAbort;
+    }
+    arrival.target = MemoryAddr{region->kind, addr};
+    return CqeStatus::kOk;
+}
+
+void Device::handle_read_request(uint32_t index) {
+    const Arrival& arrival = arrivals_[index];
+    const PacketHeader& header = arrival.header;
+    uint32_t qp;
+    CqeStatus status = peers_[arrival.peer].handles == 0 ? CqeStatus::kUnknownPeer : check_queue(header, &qp);
+    const Region* region = regions_.by_rkey(header.rkey);
+    if (status == CqeStatus::kOk && (!region || !region->covers(header.remote_addr, header.message_bytes) ||
+                                     !(region->access & kAccessRemoteRead)))
+        status = CqeStatus::kRemoteBadAddress;
+    const uint32_t answer_index = status == CqeStatus::kOk ? answers_.take() : kNone;
+    if (answer_index == kNone) {
+        refuse(index, status == CqeStatus::kOk ? CqeStatus::kRemoteAbort : status);
+        return;
+    }
+    Answer& answer = answers_[answer_index];
+    answer = Answer{};
+    answer.header = header;
+    answer.header.type = PacketType::kReadResponse;
+    answer.header.flags = 0;
+    std::swap(answer.header.src_gid, answer.header.dst_gid);
+    std::swap(answer.header.src_qp_num, answer.header.dst_qp_num);
+    answer.end = header.message_bytes;
+    answer.addr = header.remote_addr;
+    answer.lkey = region->lkey;
+    PeerBytes reference;
+    answer.by_reference = can_refer(peers_[arrival.peer], MemoryAddr{region->kind, answer.addr}, answer.end, &reference);
+    const uint64_t even = (answer.end + options_.profile.segments_max - 1) / options_.profile.segments_max;
+    const uint64_t aligned = std::max<uint64_t>((even + 4095) / 4096 * 4096, caps().mtu);
+    answer.segment_bytes =
+        static_cast<uint32_t>(answer.by_reference ? aligned : std::min<uint64_t>(aligned, options_.payload_max));
+    list_push(answers_, peers_[arrival.peer].answers, answer_index);
+    list_peer(arrival.peer);
+    drop_arrival(index);
+}
+
+void Device::handle_read_response(uint32_t index) {
+    Arrival& arrival = arrivals_[index];
+    const PacketHeader& header = arrival.header;
+    const Op* op = op_of_message(header.message);
+    const bool is_ours = op && op->opcode == SendOpcode::kRdmaRead && op->bytes == header.message_bytes &&
+                         peers_.by_ahn(op->ahn) == arrival.peer;
+    if (!is_ours) {
+        drop_arrival(index);  // completed with an error meanwhile, or never asked for
+        return;
+    }
+    const CqeStatus status = check_sge(op->sges[0], kAccessLocalWrite);
+    if (status != CqeStatus::kOk) {
+        complete_op(static_cast<uint32_t>(header.message), status);
+        drop_arrival(index);
+        return;
+    }
+    arrival.target =
+        MemoryAddr{regions_.by_lkey(op->sges[0].lkey)->kind, sge_addr(op->sges[0]) + header.segment_offset};
+    place(index);
+}
+
+// The peer cannot reach memory that we referred to: its bytes follow in packets, now and for this export from now on.
+void Device::handle_need_payload(uint32_t index) {
+    const Arrival arrival = arrivals_[index];
+    drop_arrival(index);
+    const PacketHeader& header = arrival.header;
+    Peer& peer = peers_[arrival.peer];
+    peer.refused_exports[peer.n_refused++ % std::size(peer.refused_exports)] = header.ref_export;
+    Answer answer;
+    answer.is_read = static_cast<PacketType>(header.status) == PacketType::kReadResponse;
+    answer.header = header;
+    answer.header.status = 0;
+    std::swap(answer.header.src_gid, answer.header.dst_gid);
+    std::swap(answer.header.src_qp_num, answer.header.dst_qp_num);
+    if (answer.is_read) {
+        const Region* region = regions_.by_rkey(header.rkey);
+        if (peer.handles == 0 || !region || !region->covers(header.remote_addr, header.message_bytes) ||
+            !(region->access & kAccessRemoteRead)) {
+            acknowledge(header, arrival.peer, CqeStatus::kRemoteBadAddress);
+            return;
+        }
+        answer.header.type = PacketType::kReadResponse;
+        answer.addr = header.remote_addr;
+        answer.lkey = region->lkey;
+    } else {
+        const Op* op = op_of_message(header.message);
+        if (!op || op->opcode != SendOpcode::kRdmaWrite || op->is_inline || op->bytes != header.message_bytes ||
+            peers_.by_ahn(op->ahn) != arrival.peer)
+            return;
+        answer.header.type = PacketType::kWrite;
+        answer.addr = sge_addr(op->sges[0]);
+        answer.lkey = op->sges[0].lkey;
+    }
+    answer.at = header.segment_offset;
+    answer.end = header.segment_offset + header.segment_bytes;
+    answer.segment_bytes = options_.payload_max;
+    const uint32_t answer_index = answers_.take();
+    if (answer_index == kNone) return;
+    answers_[answer_index] = answer;
+    list_push(answers_, peer.answers, answer_index);
+    list_peer(arrival.peer);
+}
+
+void Device::ask_for_payload(const Arrival& arrival) {
+    PacketHeader header = arrival.header;
+    header.type = PacketType::kNeedPayload;
+    header.status = static_cast<uint8_t>(arrival.header.type);
+    header.flags &= static_cast<uint8_t>(~kPacketByReference);
+    std::swap(header.src_gid, header.dst_gid);
+    std::swap(header.src_qp_num, header.dst_qp_num);
+    ++stats_.payload_requests;
+    send_control(arrival.peer, header);
+}
+
+// Puts the segment's bytes where they belong; goes on in placed() when they are there.
+void Device::place(uint32_t index) {
+    Arrival& arrival = arrivals_[index];
+    const PacketHeader& header = arrival.header;
+    MemoryAddr source{MemoryKind::kHost, reinterpret_cast<uint64_t>(arrival.payload)};
+    if (arrival.is_repeat || arrival.torn_left != 0) {  // time has passed: is the memory still registered?
+        const Region* region = regions_.by_rkey(header.rkey);
+        const bool is_there = region && region->covers(header.remote_addr, header.message_bytes);
+        if (!is_there || arrival.torn_left != 0) {
+            if (is_there) place_blocks(arrival, arrival.torn_left);
+            arrival.torn_left = 0;
+            placed(index);
+            return;
+        }
+    }
+    if (header.flags & kPacketByReference) {
+        const PeerBytes reference{header.ref_process, header.ref_export, header.ref_offset};
+        if (!memory_->resolve(reference, header.segment_bytes, &source)) {
+            ask_for_payload(arrival);
+            drop_arrival(index);
+            return;
+        }
+    } else if (arrival.target.kind == MemoryKind::kCuda && header.payload_bytes > kArrivalInline && !arrival.buffer &&
+               !keep_payload(arrival)) {
+        drop_arrival(index);  // cannot be: room() keeps a buffer for every packet
+        return;
+    } else {
+        source.addr = reinterpret_cast<uint64_t>(arrival.payload);
+    }
+    if (tear(index)) return;
+    arrival.ticket = header.segment_bytes == 0 ? 0 : memory_->copy(arrival.target, source, header.segment_bytes);
+    has_copies_ = has_copies_ || arrival.ticket != 0;
+    if (arrival.ticket == 0) {
+        placed(index);
+    } else {
+        list_push(arrivals_, placing_, index);
+    }
+}
+
+// Now and then, a small payload lands in two parts: the device promises nothing above 8 aligned bytes.
+bool Device::tear(uint32_t index) {
+    Arrival& arrival = arrivals_[index];
+    const uint32_t bytes = arrival.header.segment_bytes;
+    if (!options_.faults.tear_small || options_.faults.reorder_ns == 0 || bytes <= 8 || bytes > kArrivalInline ||
+        arrival.header.type != PacketType::kWrite || arrival.is_repeat || arrival.header.payload_bytes == 0 ||
+        arrival.target.kind != MemoryKind::kHost || (prng_.next() & 3u) != 0)
+        return false;
+    const uint32_t blocks = blocks_of(arrival.target.addr, bytes);
+    if (blocks < 2) return false;
+    const uint32_t all = (1u << blocks) - 1;
+    uint32_t now = static_cast<uint32_t>(prng_.next()) & all;
+    if (caps().data_polling_128) now = (1u << (1 + prng_.below(blocks - 1))) - 1;  // in order
+    if (now == 0 || now == all) return false;
+    ++stats_.torn;
+    place_blocks(arrival, now);
+    arrival.torn_left = all & ~now;
+    arrive_again(index, options_.faults.reorder_ns);
+    return true;
+}
+
+void Device::place_blocks(const Arrival& arrival, uint32_t mask) {
+    const uint64_t first = arrival.target.addr, end = first + arrival.header.segment_bytes;
+    for (uint64_t block = first / 8; mask != 0; ++block, mask >>= 1) {
+        if (!(mask & 1u)) continue;
+        const uint64_t from = std::max(first, block * 8), to = std::min(end, block * 8 + 8);
+        memory_->copy(MemoryAddr{MemoryKind::kHost, from},
+                      MemoryAddr{MemoryKind::kHost, reinterpret_cast<uint64_t>(arrival.payload) + (from - first)},
+                      to - from);
+    }
+}
+
+void Device::poll_placements() {
+    while (!placing_.empty() && memory_->done(arrivals_[placing_.head].ticket)) {
+        placed(list_pop(arrivals_, placing_));
+    }
+    const Status status = memory_->error();
+    if (!status.ok()) EFA_LOG(kError, "soft", "%s: %s", name().c_str(), status.message());
+}
+
+// Every byte of the segment is where it belongs.
+void Device::placed(uint32_t index) {
+    Arrival& arrival = arrivals_[index];
+    const PacketHeader& header = arrival.header;
+    stats_.bytes_placed += header.segment_bytes;
+    trace(3, header.message, header.segment_offset);
+    switch (header.type) {
+        case PacketType::kSend:
+            deliver_send(arrival, CqeStatus::kOk);
+            acknowledge(header, arrival.peer, CqeStatus::kOk);
+            break;
+        case PacketType::kReadResponse:
+            if (Op* op = op_of_message(header.message)) {
+                op->read_placed += header.segment_bytes;
+                if (op->read_placed >= op->bytes) complete_op(static_cast<uint32_t>(header.message), CqeStatus::kOk);
+            }
+            break;
+        default: write_placed(index); return;
+    }
+    drop_arrival(index);
+}
+
+}  // namespace nvshmem_efa::soft
