@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pe_job.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <nvshmem.h>
 #include <nvshmemx.h>
@@ -47,7 +48,7 @@ void watch_loop() {
             at = watch().stage;
         }
         event("watchdog", "\"case\":" + quoted(what) + ",\"stage\":" + quoted(at));
-        std::this_thread::sleep_for(std::chrono::seconds(20));  // the launcher dumps stacks and kills us well before
+        std::this_thread::sleep_for(std::chrono::seconds(45));  // the launcher dumps stacks and kills us well before
         _exit(kExitHang);
     }
 }
@@ -178,11 +179,21 @@ void start_pe(Job& job) {
     event("started", fields);
 }
 
+void print_stats() {
+    void* library = dlopen("libnvshmem_efa.so", RTLD_LAZY | RTLD_NOLOAD);
+    if (!library) return;
+    using StatsJson = const char* (*)();
+    if (auto stats = reinterpret_cast<StatsJson>(dlsym(library, "nvshmem_efa_stats_json")))
+        event("stats", std::string("\"counters\":") + stats());
+    dlclose(library);
+}
+
 void finish_pe(Job& job) {
     stage("nvshmem finalize");
     CUDA_CHECK(cudaStreamSynchronize(job.stream));
     CUDA_CHECK(cudaStreamDestroy(job.stream));
     job.stream = nullptr;
+    print_stats();
     nvshmem_finalize();
     ++job.cycle;
 }

@@ -50,6 +50,8 @@ void watchdog(double seconds, const std::string& what);
 
 // Picks the GPU (pe modulo the number of GPUs), exchanges the unique id, initialises NVSHMEM, makes the stream.
 void start_pe(Job& job);
+// Prints the transport's counters as a "stats" event, when one that has counters is loaded.
+void print_stats();
 // Finalises NVSHMEM; start_pe may be called again after it.
 void finish_pe(Job& job);
 // Waits for the stream, then host barrier over all PEs.
