@@ -137,6 +137,8 @@ bool log_enabled(LogLevel level) {
 
 void log_set_pe(int pe) { shown_pe.store(pe, std::memory_order_relaxed); }
 
+int log_pe() { return shown_pe.load(std::memory_order_relaxed); }
+
 void log_print(LogLevel level, const char* subsys, const char* format, ...) {
     const int saved_errno = errno;
     if (!log_enabled(level)) return;

@@ -15,6 +15,7 @@ Status log_configure(const Knobs& knobs);
 
 bool log_enabled(LogLevel level);
 void log_set_pe(int pe);  // shown in the prefix; -1 (not yet known) prints "-"
+int log_pe();              // what was set
 [[gnu::format(printf, 3, 4)]] void log_print(LogLevel level, const char* subsys, const char* format, ...);
 
 #define EFA_LOG(level, subsys, ...)                                                    \
