@@ -12,6 +12,10 @@
 namespace nvshmem_efa::pe {
 namespace {
 
+bool may_follow_from_a_peer(Code code) {
+    return code == Code::kPeer || code == Code::kTimeout || code == Code::kDevice || code == Code::kInternal;
+}
+
 BootstrapSocket& socket_of(abi::BootstrapHandle* handle) { return *static_cast<BootstrapSocket*>(handle->comm_state); }
 
 // The plugin knows only that it failed; our socket keeps the reason, which Pe::check() returns.
@@ -178,7 +182,7 @@ void Pe::fail(const Status& why) {
         failure_code_ = why.code();
         failure_ = why.message();
         // What the plugin saw may only follow from the death of a peer: the bootstrap knows.
-        if (bootstrap_)
+        if (bootstrap_ && may_follow_from_a_peer(why.code()))
             if (Status peers = bootstrap_->check_peers(); !peers.ok() && failure_ != peers.message()) {
                 failure_ = std::string(peers.message()) + " (seen here as: " + failure_ + ")";
                 failure_code_ = peers.code();
