@@ -20,6 +20,14 @@ EXPERTS_MIN = 16
 TOPK = 4
 ERROR_LINES_KEPT = 20
 
+_RESULTS = {
+    ExitCode.GOOD: "ok",
+    ExitCode.FAILED: "failed",
+    ExitCode.USAGE: "refused: wrong settings",
+    ExitCode.MISSING: "cannot run: something is missing",
+    ExitCode.TIMEOUT: "timed out",
+}
+
 Progress = Callable[[int, int, str], None]  # (steps done, steps known, phase)
 Log = Callable[[str], None]
 
@@ -143,7 +151,7 @@ def conclude(options: DemoOptions, outcome: Outcome) -> DemoResult:
     return DemoResult(
         options=options,
         exit_code=exit_code,
-        result={ExitCode.GOOD: "ok", ExitCode.TIMEOUT: "timed out"}.get(exit_code, "failed"),
+        result=_RESULTS[exit_code],
         errors=errors,
         elapsed_s=round(outcome.elapsed_s, 3),
         operations=merge_operations(records),

@@ -7,6 +7,7 @@ Layouts and names are facts from NVSHMEM's installed headers; NVSHMEM itself is 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import time
 from collections.abc import Callable
@@ -163,21 +164,9 @@ def share_file(path: Path, pe: int, make: Callable[[], bytes], deadline_s: float
     return path.read_bytes()
 
 
-class _Stats(ctypes.Structure):
-    """nvshmem_efa_stats of api.h."""
-
-    _fields_ = [
-        (name, c_uint64)
-        for name in (
-            "struct_bytes", "puts", "gets", "amos", "signals", "bytes_put", "bytes_got", "work_requests", "doorbells",
-            "fence_waits", "rnr_retries", "agent_records", "agent_immediates",
-        )
-    ]  # fmt: skip
-
-
 def transport_stats() -> dict[str, int] | None:
     """The counts of the transport that is up in this process; None where there is none."""
-    stats = _Stats(struct_bytes=ctypes.sizeof(_Stats))
-    if ctypes.CDLL(str(installed.library())).nvshmem_efa_stats_get(ctypes.byref(stats)) != 0:
-        return None
-    return {name: getattr(stats, name) for name, _ in _Stats._fields_[1:]}  # type: ignore[misc]
+    library = ctypes.CDLL(str(installed.library()))  # the plugin has loaded it: this is the same one
+    library.nvshmem_efa_stats_json.restype = ctypes.c_char_p
+    stats = json.loads(library.nvshmem_efa_stats_json() or b"{}")
+    return stats if isinstance(stats, dict) and stats else None

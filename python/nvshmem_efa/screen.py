@@ -90,7 +90,7 @@ def show_demo(result: DemoResult) -> None:
         for name, value in _totals(result):
             console.print(f"{name:<28} {value}")
     for error in result.errors:
-        console.print(Text(error, style="red"))
+        console.print(Text(error, style="red"), soft_wrap=True)
     good = result.exit_code == ExitCode.GOOD
     verdict = "ok, every byte is right" if good else result.result
     console.print(
@@ -102,8 +102,9 @@ def _totals(result: DemoResult) -> Iterator[tuple[str, str]]:
     known = (
         ("work_requests", "work requests posted"),
         ("doorbells", "doorbells rung"),
-        ("out_of_order", "out-of-order deliveries"),
-        ("duplicates", "payloads written twice"),
+        ("soft_packets_received", "packets received"),
+        ("soft_out_of_order", "out-of-order deliveries"),
+        ("soft_duplicates", "payloads written twice"),
     )
     for key, title in known:
         if key in result.stats:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from nvshmem_efa import installed
-from nvshmem_efa.errors import ConfigError
+from nvshmem_efa.errors import ConfigError, MissingError
 
 PREFIX = "NVSHMEM_EFA_"
 TEXT_BYTES = 65536
@@ -47,7 +47,11 @@ class _Knob(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(installed.library()))
+    path = installed.library()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise MissingError(f"{path} cannot be loaded: {error}", "reinstall the package on this machine") from None
 
 
 def table() -> list[Setting]:

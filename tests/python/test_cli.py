@@ -25,8 +25,8 @@ def test_help_is_exit_code_0(command: Command, args: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [["nonsense"], ["demo", "--nonsense"], ["demo", "--profile", "efa9"], ["demo", "--pes", "x"], ["demo", "--pes", "1"],
-     ["demo", "--seed", "-1"], ["run"]],
+    [["nonsense"], ["demo", "--nonsense"], ["demo", "--profile", "efa9"], ["demo", "--pes", "x"],
+     ["demo", "--pes", "1"], ["demo", "--seed", "-1"], ["run"]],
 )  # fmt: skip
 def test_wrong_usage_is_exit_code_2_and_says_what(command: Command, args: list[str]) -> None:
     done = command(*args)
