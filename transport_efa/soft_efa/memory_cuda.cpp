@@ -163,7 +163,8 @@ CudaMemoryPort::~CudaMemoryPort() {
     Status status = enter(scope);
     if (status.ok()) status = is_broken_ ? error() : stream_->wait(next_ticket_ - 1, options_.timeout_ms, "the last copy");
     if (!status.ok() || is_broken_) {
-        EFA_LOG(kWarn, "soft", "GPU copies did not end; their memory is left to the process's end: %s", status.message());
+        EFA_LOG(kWarn, "soft", "GPU copies did not end; their memory is left to the process's end: %s",
+                status.ok() ? "their completion markers failed" : status.message());
         stream_->abandon();
         return;
     }
