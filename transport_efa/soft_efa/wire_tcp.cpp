@@ -152,6 +152,7 @@ Status TcpLink::read_more(size_t wanted, bool* got_some) {
 }
 
 Status TcpLink::poll(const Wire::Deliver& deliver, size_t packets_max, size_t* delivered) {
+    if (unsent() > 0) flush();
     while (true) {
         size_t wanted = 0;
         EFA_TRY(take_frames(deliver, packets_max, delivered, &wanted));
