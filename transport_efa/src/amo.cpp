@@ -71,6 +71,7 @@ Status LaneQueues::post_record(const AmoOp& op, uint32_t n_writes) {
     peer.immediates += n_writes;
     ++peer.next_seq;
     ++peer.records_in_flight;
+    open_records_.fetch_add(1, std::memory_order_relaxed);
     if (op.fetching) expect_reply(op, seq);
     Request request;
     request.kind = RequestKind::kRecord;

@@ -97,6 +97,7 @@ void LaneQueues::on_completion(const Completion& completion, Endpoint& endpoint)
     }
     if (request.kind == RequestKind::kRecord) {
         --peer.records_in_flight;
+        open_records_.fetch_sub(1, std::memory_order_relaxed);
     } else {
         --peer.data_in_flight;
         if (request.kind == RequestKind::kWrite) peer.writes.remove(request.remote, request.bytes);
@@ -131,6 +132,7 @@ Status LaneQueues::retry_refused() {
         if (now >= refused.give_up_ns) {
             refused.endpoint->release(refused.completion.id);
             --peers_[pe].records_in_flight;
+            open_records_.fetch_sub(1, std::memory_order_relaxed);
             fail_peer(static_cast<int>(pe), Code::kPeer,
                       name(static_cast<int>(pe)) + ": SEND refused until the deadline: " + cqe_status_text(CqeStatus::kRnr) +
                           "; hint: " + status_hint(CqeStatus::kRnr));
@@ -246,6 +248,12 @@ Status LaneQueues::progress() {
     if (!lock.owns_lock() || !job_) return Status();
     ring_all();
     return poll();
+}
+
+bool LaneQueues::help() {
+    if (open_records_.load(std::memory_order_relaxed) == 0) return false;
+    // An error is kept with its peer, for the lane's own next call to that PE.
+    return progress().ok() && open_records_.load(std::memory_order_relaxed) == 0;
 }
 
 TransportStats LaneQueues::stats() const {

@@ -53,6 +53,9 @@ class LaneQueues {
     Status fence(int pe);
     Status quiet(int pe);
     Status progress();
+    // For the agent's thread: moves on records that nobody may be waiting for here, although a peer's program does (a
+    // refused SEND is only repeated by someone who looks). Returns at once when there are none, or the lane is busy.
+    bool help();
 
     const std::vector<Endpoint>& endpoints() const { return endpoints_; }
     TransportStats stats() const;
@@ -109,6 +112,7 @@ class LaneQueues {
         uint64_t give_up_ns, retry_ns, pause_ns;
     };
     std::deque<Refused> refused_;
+    std::atomic<uint32_t> open_records_{0};  // SENDs without completion to all PEs; changed under the lock
     const Job* job_ = nullptr;
     const MemoryTable* memory_ = nullptr;
     FetchBoard* board_ = nullptr;

@@ -32,7 +32,7 @@ class TransportImpl final : public Transport {
     Status fence(Lane lane, int pe) override { return queues(lane).fence(pe); }
     Status quiet(Lane lane, int pe) override { return queues(lane).quiet(pe); }
     Status progress(Lane lane) override { return queues(lane).progress(); }
-    bool poll_agent() override { return agent_ && agent_->poll(); }
+    bool poll_agent() override;
     TransportStats stats() const override;
     std::string describe() const override;
 
@@ -85,10 +85,16 @@ Status TransportImpl::connect(const Bootstrap& bootstrap) {
     return bootstrap.barrier();
 }
 
+bool TransportImpl::poll_agent() {
+    if (!agent_) return false;
+    if (agent_->poll()) return true;
+    return static_cast<int>(host_lane_->help()) | static_cast<int>(proxy_lane_->help());
+}
+
 void TransportImpl::run_agent() {
     uint32_t idle = 0;
     while (!stop_.load(std::memory_order_relaxed)) {
-        if (agent_->poll()) {
+        if (poll_agent()) {
             idle = 0;
         } else {
             clock_.relax(idle++);
