@@ -151,7 +151,7 @@ TEST(a_failed_copy_is_reported_once_and_by_name) {
 TEST(a_marker_that_cannot_be_written_lets_nobody_wait_forever) {
     auto port = make(1);
     const uint64_t device = fake_cuda_alloc(4096);
-    char from[64] = {};
+    static char from[64] = {};  // the copy is still under way when the test ends
     fake_cuda_fail("cuStreamWriteValue64", 999, 0, 1);
     const auto ticket = port->copy(gpu(device), host(from), 64);
     port->flush();
