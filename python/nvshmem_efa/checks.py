@@ -12,7 +12,7 @@ from nvshmem_efa.errors import EfaError
 from nvshmem_efa.machine import Machine
 from nvshmem_efa.nvshmem import find_nvshmem
 
-SHARED_MEMORY_MIN = 64 << 20
+SHARED_MEMORY_BYTES = 32 << 20  # what four PEs with two rails use for their rings
 MEMLOCK_MIN = 64 << 20
 EFA_DRIVER_MIN = (2, 4, 0)  # the first with RDMA write
 AMAZON_DRIVER = "efa"
@@ -75,15 +75,14 @@ def environment(machine: Machine) -> Check:
 
 
 def shared_memory(machine: Machine) -> Check:
-    """The software device moves data between processes through shared memory."""
+    """The software device moves data between processes through shared memory (memfd)."""
     name = "shared memory"
-    free = machine.shared_memory_free()
-    if free is None:
-        return Check(name, Verdict.MISSING, "/dev/shm is not there", "mount a tmpfs on /dev/shm")
-    evidence = f"{free >> 20} MiB free in /dev/shm"
-    if free < SHARED_MEMORY_MIN:
-        return Check(name, Verdict.WRONG, evidence, "free some, or start the container with a larger --shm-size")
-    return Check(name, Verdict.GOOD, evidence)
+    error = machine.shared_memory_error(SHARED_MEMORY_BYTES)
+    amount = f"{SHARED_MEMORY_BYTES >> 20} MiB of anonymous shared memory"
+    if error is not None:
+        hint = "free memory, raise the container's memory limit, or lower NVSHMEM_EFA_SOFT_RING_BYTES"
+        return Check(name, Verdict.WRONG, f"no {amount}: {error.strerror}", hint)
+    return Check(name, Verdict.GOOD, f"{amount} could be had")
 
 
 def cuda(machine: Machine) -> Check:

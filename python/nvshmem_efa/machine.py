@@ -30,6 +30,7 @@ class Machine:
     loadable: dict[str, bool] | None = None
     cuda_devices: int | None = None
     memlock_bytes: int | None = None
+    shared_memory_errno: int | None = None
     env: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def read(self, path: str) -> str | None:
@@ -72,13 +73,19 @@ class Machine:
         soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         return -1 if soft == resource.RLIM_INFINITY else soft
 
-    def shared_memory_free(self) -> int | None:
-        """Free bytes in /dev/shm; None where it is not there."""
+    def shared_memory_error(self, size: int) -> OSError | None:
+        """Why this process cannot have `size` bytes of anonymous shared memory; None if it can."""
+        if self.shared_memory_errno is not None:
+            return OSError(self.shared_memory_errno, os.strerror(self.shared_memory_errno))
         try:
-            space = os.statvfs(self.root / "dev/shm")
-        except OSError:
-            return None
-        return space.f_bavail * space.f_frsize
+            fd = os.memfd_create("nvshmem-efa-doctor")
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            return error
+        return None
 
     def nics(self) -> list[Nic]:
         """All RDMA devices, by name."""

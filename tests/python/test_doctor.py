@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -179,14 +180,22 @@ def test_selection_reads_the_variable_and_the_marker(made_up: MadeUp, env: dict[
 
 def test_a_p5en_with_everything_is_ready_for_efa(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NVSHMEM_EFA_MODE", raising=False)
-    made_up.add_nic("rdmap86s0", "efa").add_file("dev/infiniband/uverbs0").add_file("dev/shm/x").add_nvshmem(6)
+    made_up.add_nic("rdmap86s0", "efa").add_file("dev/infiniband/uverbs0").add_nvshmem(6)
     report = run_doctor(made_up.machine(gpus=8), Purpose.EFA)
     assert [check.name for check in report.checks if check.verdict in (Verdict.MISSING, Verdict.WRONG)] == []
     assert report.exit_code == ExitCode.GOOD
 
 
+def test_no_shared_memory_is_wrong_with_the_reason(made_up: MadeUp) -> None:
+    assert checks.shared_memory(made_up.machine()).verdict is Verdict.GOOD
+    machine = made_up.machine()
+    machine.shared_memory_errno = errno.ENOMEM
+    check = checks.shared_memory(machine)
+    assert check.verdict is Verdict.WRONG
+    assert "Cannot allocate memory" in check.evidence
+
+
 def test_what_the_purpose_does_not_need_is_shown_but_does_not_count(made_up: MadeUp) -> None:
-    made_up.add_file("dev/shm/x")
     report = run_doctor(made_up.machine(libraries={}), Purpose.DEMO)
     assert report.exit_code == ExitCode.GOOD
     assert any(check.verdict is Verdict.MISSING and not check.needed for check in report.checks)
@@ -194,7 +203,7 @@ def test_what_the_purpose_does_not_need_is_shown_but_does_not_count(made_up: Mad
 
 
 def test_wrong_counts_more_than_missing(made_up: MadeUp) -> None:
-    made_up.add_file("dev/shm/x").add_nvshmem(9)
+    made_up.add_nvshmem(9)
     report = run_doctor(made_up.machine(libraries={}), Purpose.GPU)
     verdicts = {check.verdict for check in report.checks if check.needed}
     assert {Verdict.WRONG, Verdict.MISSING} <= verdicts

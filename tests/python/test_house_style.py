@@ -44,12 +44,12 @@ def test_file_keeps_to_the_house_style(path: Path) -> None:
     assert is_generated(text) or len(lines) <= limit, f"{len(lines)} lines; cut the file by subject"
     todos = [line.strip() for line in lines if re.search(r"\b(TODO|FIXME|XXX)\b(?!\(#\d+\))", line)]
     assert path == Path(__file__).resolve() or not todos, f"TODO(#issue) only: {todos}"
-    assert is_generated(text) or path.name == "CMakeLists.txt" or not BANNED_NAMES & set(re.split(r"[_\-.]", path.stem)), "the name says nothing"
+    assert (
+        is_generated(text) or path.name == "CMakeLists.txt" or not BANNED_NAMES & set(re.split(r"[_\-.]", path.stem))
+    ), "the name says nothing"
     assert not any("\t" in line for line in lines), "indent with blanks"
     long = [number + 1 for number, line in enumerate(lines) if len(line) > COLUMNS_MAX]
-    assert is_generated(text) or not long, (
-        f"more than {COLUMNS_MAX} columns in lines {long}"
-    )
+    assert is_generated(text) or not long, f"more than {COLUMNS_MAX} columns in lines {long}"
 
 
 def test_there_is_source_to_look_at() -> None:
