@@ -188,9 +188,9 @@ class Nic {
 
 // Everything a provider needs to know of the job when it opens devices.
 struct OpenOptions {
-    std::string device_filter;  // comma-separated names; empty means all
-    int rails_max = 0;          // 0 means the provider's choice
-    std::string gpu_pci_id;     // "0000:53:00.0"; empty: the GPU current on this thread, or none
+    std::string device_filter = {};  // comma-separated names; empty means all
+    int rails_max = 0;               // 0 means the provider's choice
+    std::string gpu_pci_id = {};     // "0000:53:00.0"; empty: the GPU current on this thread, or none
     int pe = -1;                // if known; the soft provider's planned faults name it
 };
 

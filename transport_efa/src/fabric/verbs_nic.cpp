@@ -43,6 +43,12 @@ Status VerbsNic::create_cq(const CqAttr& attr, Cq* cq) {
             return Status::error(Code::kUnsupported, "leave CqAttr::memory empty; docs/verbs.md lists what this needs",
                                  "%s cannot put a completion queue into the caller's memory", name().c_str());
         }
+        const uint64_t needed = uint64_t{round_up_to_power_of_two(attr.depth)} * sizeof(RxCqeEx);
+        if (attr.memory_bytes < needed) {
+            return Status::error(Code::kInvalidArgument, "give 32 bytes an entry, the depth rounded up to a power of two",
+                                 "a completion queue of %u entries needs %llu bytes, and has %zu", attr.depth,
+                                 static_cast<unsigned long long>(needed), attr.memory_bytes);
+        }
         EFA_TRY(export_dmabuf_(attr.memory, attr.memory_bytes, &external).with_context("completion queue memory"));
     }
     const std::lock_guard lock(mutex_);
