@@ -58,7 +58,10 @@ printf '%s\n' "${sources[@]}" | xargs -P "${JOBS:-$(nproc)}" -I{} bash -c '
   "$NVCC_PATH" "$@" -c "$source" -o "$object"' _ {} "${flags[@]}"
 
 for program in "${programs[@]}"; do
-  objects=("$out"/pe_job.o "$out"/image.o "$out/$program"*.o)
+  objects=()
+  for source in "${sources[@]}"; do
+    case $(basename "$source") in pe_job.cu | image.cu | "$program"*) objects+=("$out/$(basename "${source%.cu}").o") ;; esac
+  done
   "$nvcc" -rdc=true "-arch=$arch" "${objects[@]}" -o "$out/$program" "-L$home/lib" "-l:$host_lib" -lnvshmem_device \
     -Xlinker "-rpath=$home/lib" -lpthread -ldl
   echo "built $out/$program ($("$nvcc" --version | sed -n 's/.*release \([^,]*\).*/CUDA \1/p'), $host_lib of $home)"

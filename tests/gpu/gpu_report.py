@@ -32,7 +32,8 @@ class CaseResult:
         self.seconds = max((event["seconds"] for event in have), default=0.0)
         self.digests = [event["digest"] for event in have]
         statuses = [event["status"] if event else "missing" for event in per_pe]
-        wrong = [f"PE {pe}: {event['detail']}" for pe, event in enumerate(per_pe) if event and event["status"] == "fail"]
+        failed = [(pe, event) for pe, event in enumerate(per_pe) if event and event["status"] == "fail"]
+        wrong = [f"PE {pe}: {event['detail']}" for pe, event in failed]
         if wrong:
             self.status, self.detail = "fail", " || ".join(wrong)
         elif "missing" in statuses:
@@ -137,7 +138,8 @@ def table(results: list[TransportResult], show_passed: bool) -> str:
             counts[case.status] = counts.get(case.status, 0) + 1
         for case in result.cases.values():
             if show_passed or case.status not in ("pass", "skip"):
-                lines.append(f"{result.transport:4} {case.status:8} {case.name:24} {case.seconds:7.2f} s  {case.detail[:400]}")
+                facts = f"{case.status:8} {case.name:24} {case.seconds:7.2f} s  {case.detail[:400]}"
+                lines.append(f"{result.transport:4} {facts}")
         lines += [f"{result.transport:4} PROBLEM {problem}" for problem in result.problems]
         total = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
         lines.append(f"{result.transport:4} total: {total}; {len(result.jobs)} job(s), "

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the GPU test program: N PEs, over soft EFA and over P2P, with a hard deadline over all. See docs/gpu-tests.md.
 
-    tests/gpu/launch.py --program build/gpu/nvshmem_ops --pes 2 --cases all --compare --out out/
+tests/gpu/launch.py --program build/gpu/nvshmem_ops --pes 2 --cases all --compare --out out/
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from gpu_report import TransportResult, compare, machine, table  # noqa: E402
-from pe_group import Event, run_job  # noqa: E402
+from gpu_report import TransportResult, compare, machine, table
+from pe_group import Event, run_job
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIM = "libnvshmem_efa_shim.so"
@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--program", type=Path, default=ROOT / "build/gpu/nvshmem_ops", help="what tests/gpu/build.sh built")
     add("--pes", type=int, default=2, help="PEs; PE i uses GPU i modulo the number of GPUs")
-    add("--cases", default="all", help="names or groups, comma-separated; all; a leading - leaves out. --list shows them")
+    add("--cases", default="all", help="names or groups, comma-separated; all; -name leaves out")
     add("--list", action="store_true", help="print the cases and their groups")
     add("--transport", choices=["efa", "p2p"], default="efa")
     add("--compare", action="store_true", help="run over P2P too, and compare what every case left in memory")
@@ -129,7 +129,7 @@ def choose(known: dict[str, tuple[str, int]], wanted: str) -> list[str]:
             sys.exit(f"launch.py: no case or group named {word}; hint: --list shows them")
     return [
         name for name, (group, _) in known.items()
-        if ({"all"} & set(positive) and group != "death" or {name, group} & set(positive))
+        if (("all" in positive and group != "death") or {name, group} & set(positive))
         and not {f"-{name}", f"-{group}"} & set(words)
     ]  # fmt: skip
 
@@ -218,7 +218,8 @@ def main() -> int:
     if options.expect_death:
         wrong = run_death(options)
         print("\n".join(wrong) or "a dead PE was named by all the others in time")
-        (options.out / "result.json").write_text(json.dumps({"schema": 1, "machine": machine(), "wrong": wrong}, indent=1))
+        record = {"schema": 1, "machine": machine(), "wrong": wrong}
+        (options.out / "result.json").write_text(json.dumps(record, indent=1))
         return 1 if wrong else 0
 
     cases = choose(known, options.cases)
@@ -231,8 +232,8 @@ def main() -> int:
         print(f"{equal} cases left the same bytes over efa and over P2P, {len(differ)} did not")
         print("".join(f"DIFFERS {line}\n" for line in differ), end="")
     print(table(results, show_passed=False))
-    record = {"schema": 1, "machine": machine(), "seed": options.seed, "soft_seed": options.soft_seed, "pes": options.pes,
-              "heap": options.heap, "amo": options.amo, "cycles": options.cycles, "scale": options.scale,
+    record = {"schema": 1, "machine": machine(), "seed": options.seed, "soft_seed": options.soft_seed,
+              "pes": options.pes, "heap": options.heap, "amo": options.amo, "cycles": options.cycles, "scale": options.scale,
               "results": [result.as_json() for result in results], "digests_differ": differ}  # fmt: skip
     (options.out / "result.json").write_text(json.dumps(record, indent=1))
     return 0 if results[0].good and not differ else 1

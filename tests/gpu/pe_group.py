@@ -7,6 +7,7 @@ all PEs are written down before anything is killed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -48,7 +49,7 @@ class Pe:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        with self.log.open("ab", buffering=0) as log:
+        with self.log.open("wb", buffering=0) as log:
             for line in self.process.stdout:
                 log.write(line)
                 at = line.find(b"@@ {")  # a library's unfinished line may stand before it
@@ -69,10 +70,8 @@ class Pe:
 
     def kill(self) -> None:
         if self.process.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait()
 
     def tail(self, lines: int = 15) -> list[str]:
@@ -139,7 +138,8 @@ class JobResult:
 
 
 def run_job(npes: int, command: Callable[[int, str], list[str]], env: dict[str, str], folder: Path, deadline_s: float,
-            on_event: Callable[[int, Event], None] = lambda pe, event: None, expect_death: int | None = None) -> JobResult:  # fmt: skip
+            on_event: Callable[[int, Event], None] = lambda pe, event: None,
+            expect_death: int | None = None) -> JobResult:  # fmt: skip
     """Runs `command(pe, private_folder)` for every PE. The first failure, a watchdog or the deadline ends all of them.
 
     With `expect_death`, that PE's death is no failure, and the others have until the deadline to end by themselves.
