@@ -84,9 +84,13 @@ uint64_t Device::step(uint64_t now_ns) {
         has_copies_ = false;
     }
     if (now_ns >= next_expiry_ns_) expire(now_ns);
+    return next_event_ns();
+}
+
+uint64_t Device::next_event_ns() const {
     if (is_blocked_ || is_copying() || !busy_peers_.empty()) {
-        const bool waits_for_link = options_.use_timing && link_free_ns_ > now_ns && !is_blocked_;
-        return waits_for_link ? std::min({link_free_ns_, due_.next_ns(), departures_.next_ns()}) : now_ns;
+        const bool waits_for_link = options_.use_timing && link_free_ns_ > now_ns_ && !is_blocked_;
+        return waits_for_link ? std::min({link_free_ns_, due_.next_ns(), departures_.next_ns()}) : now_ns_;
     }
     const uint64_t event = std::min(due_.next_ns(), departures_.next_ns());
     return waiting_head_ == kNone ? event : std::min(event, next_expiry_ns_);

@@ -5,7 +5,8 @@
 // A message's way, file by file:
 //   send_path.cpp     doorbell, descriptor bytes, the initiator's checks
 //   emit.cpp          packets to peers, when the wire has room
-//   receive_path.cpp  arrival in seeded disorder, the target's checks, placement
+//   receive_path.cpp  arrival in seeded disorder, the target's checks
+//   place.cpp         payload into memory
 //   complete.cpp      acknowledgements, completions, counters
 #pragma once
 
@@ -184,6 +185,8 @@ class Device {
     // Does all that is due, and returns when to call again at the latest (doorbells aside): a time not after now_ns
     // when something waits for the wire or for a copy, UINT64_MAX when nothing is under way.
     uint64_t step(uint64_t now_ns);
+    // The same, for who steps several devices: a later one's step may have handed a packet to this one.
+    uint64_t next_event_ns() const;
     // How many more packets receive() takes now; a wire must not hand over more.
     uint32_t room();
     // `payload` is used during the call only. A packet that is not valid is dropped and counted.
@@ -254,17 +257,18 @@ class Device {
     void ask_for_payload(const Arrival& arrival);
     bool keep_payload(Arrival& arrival);
     void arrive_again(uint32_t index, uint64_t within_ns);
+    void drop_arrival(uint32_t index);
+    void refuse(uint32_t index, CqeStatus status);
     void handle_read_request(uint32_t index);
     void handle_read_response(uint32_t index);
     void handle_need_payload(uint32_t index);
+    // place.cpp
     void place(uint32_t index);
     bool tear(uint32_t index);
     void place_blocks(const Arrival& arrival, uint32_t mask);
     void placed(uint32_t index);
     void write_placed(uint32_t index);
     void poll_placements();
-    void drop_arrival(uint32_t index);
-    void refuse(uint32_t index, CqeStatus status);
     // complete.cpp, counters.cpp
     CqeStatus deliver_write(const Arrival& arrival);
     void deliver_send(const Arrival& arrival, CqeStatus status);

@@ -176,8 +176,9 @@ Engine::Turn Engine::turn() {
     for (const auto& device : devices_) room = std::min<size_t>(room, device->room());
     if (room != 0) (void)wire_->poll(deliver_, room);
     uint64_t work = 0;
+    for (const auto& device : devices_) (void)device->step(turn.now_ns);
     for (const auto& device : devices_) {
-        turn.next_ns = std::min(turn.next_ns, device->step(turn.now_ns));
+        turn.next_ns = std::min(turn.next_ns, device->next_event_ns());
         work += device->work_done();
     }
     wire_->flush();

@@ -219,8 +219,9 @@ void World::pass_time() {
 bool World::step_devices() {
     next_event_ns_ = UINT64_MAX;
     uint64_t work = 0;
+    for (const auto& device : devices_) (void)device->step(now_ns_);
     for (const auto& device : devices_) {
-        next_event_ns_ = std::min(next_event_ns_, device->step(now_ns_));
+        next_event_ns_ = std::min(next_event_ns_, device->next_event_ns());
         work += device->work_done();
     }
     const bool did_work = work != work_seen_;
