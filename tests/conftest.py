@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CASE_TIMEOUT_S = 240
+BUILD_TIMEOUT_S = 1800
 SKIP_EXIT_CODE = 77
 
 
@@ -65,12 +66,14 @@ class CppBuild:
             fcntl.flock(lock, fcntl.LOCK_EX)  # xdist workers collect at the same time: one of them builds
             configure = [
                 _tool("cmake"), "-S", str(ROOT), "-B", str(self.folder), "-G", "Ninja",
-                f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-                "-DCMAKE_CXX_FLAGS=-D_GLIBCXX_ASSERTIONS",
+                f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", "-DCMAKE_BUILD_TYPE=Debug",
+                f"-DCMAKE_CXX_FLAGS_DEBUG={'-O1' if self.sanitize else '-O2'} -g1 -D_GLIBCXX_ASSERTIONS",
                 "-DNVSHMEM_EFA_TESTS=ON", "-DNVSHMEM_EFA_WERROR=ON", f"-DNVSHMEM_EFA_SANITIZE={self.sanitize}",
             ]  # fmt: skip
             for command in (configure, [_tool("ninja"), "-C", str(self.folder)]):
-                done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S
+                )
                 if done.returncode != 0:
                     self._error = f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
                     return

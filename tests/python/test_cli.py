@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from running import Command
 
 from nvshmem_efa.launch import launch_environment
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from running import Command
 
 from nvshmem_efa import demo, installed
 from nvshmem_efa.demo import DemoOptions, run_demo

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import Command
+from running import Command
 
 from nvshmem_efa.cli import cli
 
