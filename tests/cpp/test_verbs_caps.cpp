@@ -37,9 +37,10 @@ TEST(a_p5en_with_everything_on_says_so) {
 }
 
 TEST(every_mix_of_capability_bits_is_reported_as_it_is) {
+    Rig rig;
     for (uint32_t bits = 0; bits < 0x80; ++bits) {
         if (!(bits & kWriteBit)) continue;
-        Rig rig;
+        rig.renew(1);
         state().answers.efa_caps = bits;
         const NicCaps caps = caps_of(rig);
         CHECK_EQ(caps.rdma_read, (bits & 1) != 0);
@@ -55,9 +56,10 @@ TEST(every_mix_of_capability_bits_is_reported_as_it_is) {
 }
 
 TEST(a_device_without_rdma_write_is_refused_by_name) {
+    Rig rig;
     for (uint32_t bits = 0; bits < 0x80; ++bits) {
         if (bits & kWriteBit) continue;
-        Rig rig;
+        rig.renew(1);
         state().answers.efa_caps = bits;
         CHECK_FAILS(rig.open_all(), Code::kUnsupported, "efa_0 has no RDMA write; hint: RDMA write needs p5");
         fake::check_nothing_left();

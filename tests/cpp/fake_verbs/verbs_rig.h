@@ -26,16 +26,21 @@ class Rig {
    public:
     // EFA devices "efa_0".. on one switch with the GPU 0000:53:00.0. An mlx5 device comes first, as on p6-b200.
     explicit Rig(int n_devices = 1) {
-        reset();
         tree.gpu("pci0000:44/0000:44:01.0", "0000:53:00.0", 0);
         tree.mlx5("pci0000:00", "0000:05:00.0", 0, "mlx5_0");
-        state().devices.push_back("mlx5_0");
         for (int i = 0; i < n_devices; ++i) {
-            const std::string name = "efa_" + std::to_string(i);
-            tree.efa("pci0000:44/0000:44:01.0", "0000:4" + std::to_string(i) + ":00.0", 0, name);
-            state().devices.push_back(name);
+            tree.efa("pci0000:44/0000:44:01.0", "0000:4" + std::to_string(i) + ":00.0", 0, "efa_" + std::to_string(i));
         }
+        renew(n_devices);
         use_machine();
+    }
+
+    // Forgets calls, failures and answers, for another go on the same machine.
+    void renew(int n_devices) {
+        nics.clear();
+        reset();
+        state().devices.push_back("mlx5_0");
+        for (int i = 0; i < n_devices; ++i) state().devices.push_back("efa_" + std::to_string(i));
     }
 
     void use_machine() {
