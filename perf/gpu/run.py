@@ -21,9 +21,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests/gpu"))
-import launch
-from gpu_report import START_LINE, machine
-from pe_group import run_job
+import launch  # noqa: E402
+from gpu_report import START_LINE, machine  # noqa: E402
+from pe_group import run_job  # noqa: E402
 
 # (name, bytes): what a throw-away plugin without any device model reached on two H200s, P2P disabled.
 BAR = {
@@ -47,8 +47,9 @@ def summary(events: list[dict[str, Any]]) -> list[Row]:
     for (name, size), repeats in groups.items():
         middles = [event["p50"] for event in repeats]
         first = repeats[0]
-        row: Row = {"name": name, "bytes": size, "unit": first["unit"], "median": statistics.median(middles),
-                    "low": min(middles), "high": max(middles), "repeats": len(repeats), "rounds": first["rounds"]}  # fmt: skip
+        row: Row = {"name": name, "bytes": size, "unit": first["unit"], "rounds": first["rounds"],
+                    "repeats": len(repeats), "median": statistics.median(middles),
+                    "low": min(middles), "high": max(middles)}  # fmt: skip
         if "p99" in repeats[0]:
             row["p99"] = statistics.median(event["p99"] for event in repeats)
         if "millions_per_s" in repeats[0]:
@@ -79,7 +80,8 @@ def measure(options: argparse.Namespace, transport: str, ends_at: float) -> dict
     if transport == "efa" and not starts:
         problems.append("no start line of nvshmem-efa: was it in use?")
     return {"transport": transport, "env": env, "start_lines": starts, "problems": problems,
-            "seconds": round(job.seconds, 1), "started": [e for e in flat if e.get("event") == "started"], "rows": summary(job.events[0]),
+            "seconds": round(job.seconds, 1), "rows": summary(job.events[0]),
+            "started": [e for e in flat if e.get("event") == "started"],
             "counters": [e["counters"] for e in flat if e.get("event") == "stats"]}  # fmt: skip
 
 

@@ -233,8 +233,9 @@ def main() -> int:
         print("".join(f"DIFFERS {line}\n" for line in differ), end="")
     print(table(results, show_passed=False))
     record = {"schema": 1, "machine": machine(), "seed": options.seed, "soft_seed": options.soft_seed,
-              "pes": options.pes, "heap": options.heap, "amo": options.amo, "cycles": options.cycles, "scale": options.scale,
-              "results": [result.as_json() for result in results], "digests_differ": differ}  # fmt: skip
+              "pes": options.pes, "heap": options.heap, "amo": options.amo, "cycles": options.cycles,
+              "scale": options.scale, "digests_differ": differ,
+              "results": [result.as_json() for result in results]}  # fmt: skip
     (options.out / "result.json").write_text(json.dumps(record, indent=1))
     return 0 if results[0].good and not differ else 1
 

@@ -3,6 +3,8 @@
 // sums, tickets drawn exactly once, bits that only their owner touches, chains of swaps.
 #include "nvshmem_ops_amo.h"
 
+#include <type_traits>
+
 #include "nvshmem_ops.h"
 
 namespace gpu_ops {
@@ -65,13 +67,14 @@ template <class Ops>
 __global__ void add_kernel(typename Ops::Type* words, unsigned* marks, typename Ops::Type add_base, typename Ops::Type inc_base,
                            int me, int npes, int tickets, Trouble* trouble) {
     using T = typename Ops::Type;
+    using Wrapping = std::make_unsigned_t<T>;  // the words run over the sign
     for (int time = 0; time < kTimes; ++time) {
         for (int shift = 0; shift < npes; ++shift) {
             const int pe = (me + shift + threadIdx.x) % npes;
             Ops::add(words + kFirst, static_cast<T>(addend(me, threadIdx.x, time)), pe);
             Ops::inc(words + kFirst + 2, pe);
-            const T by_add = Ops::fetch_add(words + kFirst + 4, kStep, pe) - add_base;
-            const T by_inc = Ops::fetch_inc(words + kFirst + 6, pe) - inc_base;
+            const Wrapping by_add = Wrapping(Ops::fetch_add(words + kFirst + 4, kStep, pe)) - Wrapping(add_base);
+            const Wrapping by_inc = Wrapping(Ops::fetch_inc(words + kFirst + 6, pe)) - Wrapping(inc_base);
             unsigned* mine = marks + size_t(pe) * 2 * tickets;
             const uint64_t add_ticket = static_cast<uint64_t>(by_add) / kStep, inc_ticket = static_cast<uint64_t>(by_inc);
             if (by_add % kStep || add_ticket >= uint64_t(tickets)) report(trouble, kTicketWrong, pe, tickets, by_add);
@@ -263,7 +266,8 @@ __global__ void compare_kernel(typename Ops::Type* words, int me, int npes, int 
         const int pe = (me + time) % npes;
         T seen = Ops::fetch(words + kFirst, pe);
         for (;;) {
-            const T before = Ops::compare_swap(words + kFirst, seen, seen + 1, pe);
+            const T next = static_cast<T>(std::make_unsigned_t<T>(seen) + 1);  // runs over the sign
+            const T before = Ops::compare_swap(words + kFirst, seen, next, pe);
             if (before == seen) break;
             seen = before;
             if (now_ns() > deadline) {
