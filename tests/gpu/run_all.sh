@@ -46,9 +46,8 @@ run() {
   [ "$seconds" -lt "$most" ] && most=$seconds
   begun=$(date +%s)
   echo "=== $step (at most $most s)"
-  STEP_SECONDS=$((most - 8)) timeout -k 5 "$most" "$@" > >(tee "$out/$step.log") 2>&1
-  code=$?
-  wait $! 2>/dev/null
+  STEP_SECONDS=$((most - 8)) timeout -k 5 "$most" "$@" 2>&1 | tee "$out/$step.log"
+  code=${PIPESTATUS[0]}
   printf '%-8s %-8s %4s s  %s\n' "$step" "$([ $code -eq 0 ] && echo PASS || echo "FAIL $code")" $(($(date +%s) - begun)) \
     "$(grep -E 'total:|same bytes|built |a dead PE|written:' "$out/$step.log" | tail -2 | tr '\n' ' ' | cut -c1-150)" >> "$table"
   return $code

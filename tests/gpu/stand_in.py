@@ -48,7 +48,7 @@ def main() -> None:
         print("\n".join(f"{case} group 5" for case in CASES) + "\ndead_peer death 5")
         return
     pe, npes = int(value("--pe")), int(value("--npes"))
-    if os.environ.get("NVSHMEM_REMOTE_TRANSPORT") == "efa":
+    if "NVSHMEM_EFA_MODE" in os.environ:
         print(f"host:1 [{pe}] INFO start  nvshmem-efa 0.1.0: mode soft, stand-in", flush=True)
     event("started", pe=pe)
     for case in value("--cases").split(","):
