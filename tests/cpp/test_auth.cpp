@@ -239,7 +239,8 @@ TEST(every_refusal_is_an_error_with_a_hint) {
         Code code;
     } cases[] = {{RefuseReason::kSecret, Code::kAuth},       {RefuseReason::kVersion, Code::kMismatch},
                  {RefuseReason::kNoMemory, Code::kResource}, {RefuseReason::kNotMe, Code::kPeer},
-                 {RefuseReason::kFd, Code::kProtocol},       {static_cast<RefuseReason>(200), Code::kProtocol}};
+                 {RefuseReason::kCutOff, Code::kPeer},       {RefuseReason::kFd, Code::kProtocol},
+                       {static_cast<RefuseReason>(200), Code::kProtocol}};
     for (const auto& test : cases) CHECK_FAILS(refusal_error(side.refuse(test.reason)), test.code, "hint:");
 }
 

@@ -266,7 +266,8 @@ TEST(a_process_that_was_cut_off_does_not_come_back) {
         again.write(&message, sizeof message);
         CHECK_OK(side.on_message(again.read(), &reply, &has_reply));
         again.write(&reply, sizeof reply);
-        CHECK(again.read().type == ControlType::kRefuse);
+        const ControlMessage answer = again.read();
+        CHECK(answer.type == ControlType::kRefuse && answer.reason == RefuseReason::kCutOff);
     });
     CHECK(log.has("is cut off"));
 }
@@ -391,7 +392,7 @@ TEST(nobody_at_a_tcp_address_is_a_timeout_that_says_so) {
         there.process_id ^= 0x55;
         std::memcpy(other.extra, &there, sizeof there);
         other.gid = gid_of(there.process_id);
-        CHECK_FAILS(self.wire->connect(other), Code::kTimeout, "Connection refused");
+        CHECK_FAILS(self.wire->connect(other), Code::kTimeout, "Connection refused; hint: the peer gave out a loopback");
     });
     unsetenv("NVSHMEM_EFA_TIMEOUT_MS");
 }

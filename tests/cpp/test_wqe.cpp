@@ -309,6 +309,7 @@ TEST(extended_receive_completion_of_a_send_carries_the_source_gid) {
         "07 00 00 05 78 56 40 00 ff ff 09 00 00 00 00 00"
         "fe 80 00 00 00 00 00 00 01 02 03 04 05 06 07 08");
     CHECK_EQ(cqe.base.ah, kAhUnknown);
+    CHECK_EQ(cqe.base.flags & kCqeHasImm, 0);
     const std::vector<uint8_t> gid = hex("fe 80 00 00 00 00 00 00 01 02 03 04 05 06 07 08");
     CHECK_EQ(std::memcmp(cqe.src_gid, gid.data(), 16), 0);
     CHECK_EQ(cqe_recv_length(cqe, true), 0x40u);  // the GID's bytes are not taken for a length

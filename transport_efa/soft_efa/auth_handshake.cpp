@@ -162,6 +162,9 @@ Status refusal_error(const ControlMessage& refusal) {
         case RefuseReason::kNotMe:
             return Status::error(Code::kPeer, "the peer may have ended and its address be in use by another process",
                                  "refused: another process answers at the peer's address");
+        case RefuseReason::kCutOff:
+            return Status::error(Code::kPeer, "look at the peer's log, which says why",
+                                 "refused: the peer has ended an earlier connection of this process");
         default:
             return Status::error(Code::kProtocol, "the peer may be broken; look at its log", "refused for reason %u",
                                  static_cast<unsigned>(refusal.reason));

@@ -28,7 +28,7 @@ enum class ControlType : uint8_t {
     kRing = 5,     // shm only: carries the dialler's ring
     kRefuse = 6,   // `reason` says why
     kFdRequest = 7,
-    kFdReply = 8,  // carries the descriptor, or reason kRefusedFd
+    kFdReply = 8,  // carries the descriptor, or reason kFd
 };
 
 enum class RefuseReason : uint8_t {
@@ -39,6 +39,7 @@ enum class RefuseReason : uint8_t {
     kNoMemory = 4,
     kNotMe = 5,  // the connection reached another process than it was meant for
     kFd = 6,
+    kCutOff = 7,  // an earlier connection of this process ended, or sent what is not valid
 };
 
 // The size, magic and version stay where they are in every version, so that a mismatch can be named.

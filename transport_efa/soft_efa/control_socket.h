@@ -61,6 +61,7 @@ struct TcpAddress {
 };
 
 std::string tcp_address_text(const TcpAddress& address);
+bool tcp_is_loopback(const TcpAddress& address);
 // Binds an ephemeral port of the address named by `knob` (NVSHMEM_EFA_SOFT_TCP_ADDR; empty: this host's name). Connections
 // are refused until listen() is called.
 Status tcp_bind(const std::string& knob, Fd* socket, TcpAddress* address);

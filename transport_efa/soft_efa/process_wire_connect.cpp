@@ -102,7 +102,10 @@ Status ProcessWireImpl::connect(const PeerAddress& where) {
         if (deadline.passed()) {
             drop_dials(peer.process_id);
             sweep_sessions();
-            return Status::error(Code::kTimeout, "is the peer stopped, blocked by a firewall, or not connecting to this process?",
+            const char* hint = use_tcp && tcp_is_loopback(address.tcp)
+                                   ? "the peer gave out a loopback address; on another host set NVSHMEM_EFA_SOFT_TCP_ADDR there"
+                                   : "is the peer stopped, blocked by a firewall, or not connecting to this process?";
+            return Status::error(Code::kTimeout, hint,
                                  "%s: no connection within %" PRIu64 " ms%s%s", peer.name.c_str(), timeout_ms_,
                                  peer.failure_text.empty() ? "" : "; last: ", peer.failure_text.c_str());
         }

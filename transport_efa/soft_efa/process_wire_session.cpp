@@ -88,7 +88,7 @@ bool ProcessWireImpl::on_session_message(Session& session, const ControlMessage&
 bool ProcessWireImpl::must_refuse(const Session& session) const {
     const uint64_t peer_id = session.handshake.peer();
     const auto found = peers_.find(peer_id);
-    if (found != peers_.end() && (found->second->link || found->second->is_gone)) return true;
+    if (found != peers_.end() && found->second->link) return true;
     return std::any_of(sessions_.begin(), sessions_.end(), [&](const std::unique_ptr<Session>& other) {
         if (other.get() == &session || other->is_over || other->handshake.peer() != peer_id) return false;
         if (other->waits_for_ring) return true;
@@ -97,6 +97,11 @@ bool ProcessWireImpl::must_refuse(const Session& session) const {
 }
 
 bool ProcessWireImpl::on_proven_dialler(Session& session) {
+    const auto known = peers_.find(session.handshake.peer());
+    if (known != peers_.end() && known->second->is_gone) {
+        (void)control_send(session.fd.get(), session.handshake.refuse(RefuseReason::kCutOff));
+        return false;
+    }
     if (must_refuse(session)) {
         (void)control_send(session.fd.get(), session.handshake.refuse(RefuseReason::kDuplicate));
         return false;

@@ -85,6 +85,11 @@ std::string tcp_address_text(const TcpAddress& address) {
     return std::string(text) + " port " + std::to_string(address.port);
 }
 
+bool tcp_is_loopback(const TcpAddress& address) {
+    const uint8_t v6[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+    return address.family == 4 ? address.bytes[0] == 127 : std::memcmp(address.bytes, v6, sizeof v6) == 0;
+}
+
 Status tcp_bind(const std::string& knob, Fd* socket_out, TcpAddress* address) {
     std::string name = knob;
     if (name.empty()) {
