@@ -57,7 +57,7 @@ class TransportResult:
         self.problems: list[str] = []
         self.start_lines: list[str] = []
         self.started: list[dict[str, Any]] = []
-        self.counters: list[Any] = []
+        self.counters: list[dict[str, int]] = []
 
     def remaining(self) -> list[str]:
         return [name for name, case in self.cases.items() if case.status == "not run"]
@@ -78,7 +78,7 @@ class TransportResult:
                           "seconds": round(job.seconds, 2), "folder": str(folder), "stacks": job.stacks})  # fmt: skip
         flat = [event for events in job.events for event in events]
         self.started = self.started or [e for e in flat if e.get("event") == "started"]
-        self.counters = [e.get("counters") for e in flat if e.get("event") == "stats"] or self.counters
+        self.counters += [e["counters"] for e in flat if e.get("event") == "stats"]
         for log in sorted(folder.glob("pe*.log")):
             found = START_LINE.search(log.read_text(errors="replace"))
             if found:
@@ -99,6 +99,18 @@ class TransportResult:
                 if event.get("event") == "died":
                     found.append(f"PE {pe} died at [{event['stage']}]: {event['why']}")
         return [*found, f"exit codes {job.codes}, stopped by {job.stopped}"]
+
+    def count(self, name: str) -> int:
+        return sum(counters.get(name, 0) for counters in self.counters)
+
+    def check_disorder(self) -> str:
+        """That the device model did disorder and double what it was told to; else this run proves less than it says."""
+        for knob, counter in (("REORDER_NS", "soft_out_of_order"), ("DUPLICATE_PPM", "soft_duplicates")):
+            asked = int(self.env.get(f"NVSHMEM_EFA_SOFT_{knob}", "0"))
+            if asked > 0 and self.count("soft_work_requests") > 10000 and self.count(counter) == 0:
+                self.problems.append(f"NVSHMEM_EFA_SOFT_{knob}={asked}, but {counter} stayed 0")
+        return (f"{self.count('soft_work_requests')} work requests, {self.count('soft_packets_received')} packets, "
+                f"{self.count('soft_out_of_order')} out of order, {self.count('soft_duplicates')} twice")  # fmt: skip
 
     @property
     def good(self) -> bool:

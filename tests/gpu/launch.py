@@ -225,6 +225,8 @@ def main() -> int:
     cases = choose(known, options.cases)
     ends_at = time.monotonic() + options.deadline
     results = [run_transport(options, options.transport, cases, ends_at)]
+    if options.transport == "efa":
+        print(f"device model: {results[0].check_disorder()}")
     differ: list[str] = []
     if options.compare and options.transport == "efa":
         results.append(run_transport(options, "p2p", cases, ends_at))

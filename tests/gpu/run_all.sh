@@ -49,7 +49,7 @@ run() {
   STEP_SECONDS=$((most - 8)) timeout -k 5 "$most" "$@" 2>&1 | tee "$out/$step.log"
   code=${PIPESTATUS[0]}
   printf '%-8s %-8s %4s s  %s\n' "$step" "$([ $code -eq 0 ] && echo PASS || echo "FAIL $code")" $(($(date +%s) - begun)) \
-    "$(grep -E 'total:|same bytes|built |a dead PE|written:' "$out/$step.log" | tail -2 | tr '\n' ' ' | cut -c1-150)" >> "$table"
+    "$(grep -E 'total:|same bytes|device model:|built |a dead PE|written:' "$out/$step.log" | tail -3 | tr '\n' ' ' | cut -c1-260)" >> "$table"
   return $code
 }
 

@@ -78,6 +78,14 @@ def test_after_a_crash_the_others_are_ended_and_the_rest_is_run(launch: Launch) 
     assert result["results"][0]["jobs"][0]["codes"][0] == -6
 
 
+def test_a_run_in_which_nothing_came_out_of_order_proves_too_little(launch: Launch) -> None:
+    code, text, _ = launch("--cases", "smoke", env={"STAND_IN_ORDERED": "1"})
+    assert code == 1
+    assert "soft_out_of_order stayed 0" in text
+    code, text, _ = launch("--cases", "smoke", "--reorder-ns", "0", env={"STAND_IN_ORDERED": "1"})
+    assert code == 0, text
+
+
 def test_the_deadline_ends_a_job_that_says_nothing(launch: Launch) -> None:
     started = time.monotonic()
     code, _, result = launch("--cases", "hangs", "--deadline", "6", "--pes", "1")
