@@ -20,8 +20,8 @@ from nvshmem_efa.errors import MissingError
 STREAM_NON_BLOCKING = 1
 INIT_WITH_UNIQUEID = 1 << 3
 SIGNAL_SET = 9
+SIGNAL_ADD = 10
 UNIQUE_ID_BYTES = 128
-FETCH_ADD = "nvshmem_uint64_atomic_fetch_add"
 
 
 class UniqueId(ctypes.Structure):
@@ -92,9 +92,7 @@ class NvshmemHost:
         self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         self._cuda = cuda
         self.pe, self.pes = -1, 0
-        for name in ("nvshmem_malloc",):
-            getattr(self._library, name).restype = c_void_p
-        getattr(self._library, FETCH_ADD).restype = c_uint64
+        self._library.nvshmem_malloc.restype = c_void_p
 
     def init(self, pe: int, pes: int, share: Callable[[Callable[[], bytes]], bytes]) -> None:
         """Collective. `share` hands PE 0's unique id to everybody."""
@@ -137,8 +135,14 @@ class NvshmemHost:
     def getmem(self, target: int, source: int, size: int, pe: int) -> None:
         self._library.nvshmem_getmem(c_void_p(target), c_void_p(source), c_size_t(size), c_int(pe))
 
-    def fetch_add(self, target: int, value: int, pe: int) -> int:
-        return int(getattr(self._library, FETCH_ADD)(c_void_p(target), c_uint64(value), c_int(pe)))
+    def signal_add(self, target: int, value: int, pe: int) -> None:
+        """On the stream: an atomic addition to a word of `pe`."""
+        self._library.nvshmemx_signal_op_on_stream(
+            c_void_p(target), c_uint64(value), c_int(SIGNAL_ADD), c_int(pe), self._cuda.stream
+        )
+
+    def quiet_on_stream(self) -> None:
+        self._library.nvshmemx_quiet_on_stream(self._cuda.stream)
 
     def barrier_all(self) -> None:
         self._library.nvshmem_barrier_all()

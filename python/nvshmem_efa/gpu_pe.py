@@ -128,27 +128,25 @@ class Program:
         self.nvshmem.barrier_all()
 
     def atomics(self) -> None:
-        """Fetch-adds of all PEs on PE 0's words: the values fetched are distinct and the sum is exact."""
-        fetched = []
+        """Additions of all PEs, PE 0 included, to the same words of PE 0: the sums are exact."""
         for _ in range(ROUNDS):
             for word in range(WORDS):
                 at = self.words + 8 * word
 
                 def add(at: int = at) -> None:
-                    fetched.append(self.nvshmem.fetch_add(at, 1, 0))
+                    self.nvshmem.signal_add(at, 1, 0)
+                    self.cuda.synchronize()
 
-                self.recorder.timed("amo_fetch", "host", 8, add)
+                self.recorder.timed("amo", "proxy", 8, add)
+        self.nvshmem.quiet_on_stream()
+        self.cuda.synchronize()
         self.nvshmem.barrier_all()
         if self.pe == 0:
             for word in range(WORDS):
                 seen = self.cuda.read_word(self.words + 8 * word)
                 if seen != ROUNDS * self.pes:
                     raise WrongData(f"word {word} is {seen} after {ROUNDS * self.pes} additions of 1")
-        for word in range(WORDS):
-            mine = fetched[word::WORDS]
-            if sorted(set(mine)) != mine:
-                raise WrongData(f"fetch_add on word {word} gave {mine}, which does not ascend")
-        self.recorder.checked_words += WORDS * ROUNDS
+            self.recorder.checked_words += WORDS
         self.nvshmem.barrier_all()
 
     def _check(self, seen: bytes, wanted: bytes, what: str) -> None:
