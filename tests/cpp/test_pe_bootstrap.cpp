@@ -158,6 +158,18 @@ TEST(giving_up_reaches_the_others_with_its_reason) {
     CHECK(std::strstr(results[2].message(), "PE 1 gave up: the device is on fire"));
 }
 
+TEST(pe_0_giving_up_reaches_the_others_before_it_is_gone) {
+    for (int tries = 0; tries < 20; ++tries) {
+        const auto results = run_pes(3, 3000, [](BootstrapSocket& socket) -> Status {
+            if (socket.pe() != 0) return socket.barrier();
+            Status why = Status::error(Code::kDevice, nullptr, "the device is on fire");
+            socket.abort(why);
+            return why;  // and its server ends at once
+        });
+        for (int pe : {1, 2}) CHECK(std::strstr(results[static_cast<size_t>(pe)].message(), "PE 0 gave up: the device is on fire"));
+    }
+}
+
 TEST(leaving_early_is_told_to_those_who_still_call) {
     const auto results = run_pes(2, 2000, [](BootstrapSocket& socket) -> Status {
         if (socket.pe() == 0) return socket.barrier();

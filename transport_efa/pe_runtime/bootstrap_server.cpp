@@ -77,9 +77,10 @@ void BootstrapServer::run() {
         for (const Client& client : clients_) entries.push_back(pollfd{client.fd, POLLIN, 0});
         const int ready = poll(entries.data(), entries.size(), 50);
         if (ready < 0 && errno != EINTR) break;
-        if (entries[0].revents) return;
+        const bool is_last = entries[0].revents;  // what PE 0 said last is read, and told to the others, before we go
         for (size_t i = 0; i < n_clients; ++i)
-            if (clients_[i].fd >= 0 && entries[i + 2].revents) read_client(clients_[i]);
+            if (clients_[i].fd >= 0 && (is_last || entries[i + 2].revents)) read_client(clients_[i]);
+        if (is_last) return;
         if (entries[1].revents) accept_client();
         check_deadlines();
         std::erase_if(clients_, [](const Client& client) { return client.fd < 0 && client.pe < 0; });
@@ -111,7 +112,7 @@ void BootstrapServer::read_client(Client& client) {
     while (client.fd >= 0 && take_bytes(client)) {
         client.received = 0;
         handle_frame(client);
-        if (client.is_waiting) break;  // its payload stays until the answer, and its next frame cannot come before it
+        if (client.is_waiting) break;  // only an abort may still come before the answer
     }
 }
 
@@ -170,6 +171,7 @@ void BootstrapServer::handle_frame(Client& client) {
                                                     std::to_string(collective_.bytes));
     }
     client.is_waiting = true;
+    client.collected.swap(client.payload);
     finish_collective();
 }
 
@@ -212,12 +214,12 @@ void BootstrapServer::finish_collective() {
     std::vector<char> all;
     const size_t piece = collective_.kind == kFrameAlltoall ? collective_.bytes / by_pe.size() : collective_.bytes;
     if (collective_.kind == kFrameAllgather)
-        for (const Client* client : by_pe) all.insert(all.end(), client->payload.begin(), client->payload.end());
+        for (const Client* client : by_pe) all.insert(all.end(), client->collected.begin(), client->collected.end());
     for (size_t pe = 0; pe < by_pe.size(); ++pe) {
         if (collective_.kind == kFrameAlltoall) {
             all.clear();
             for (const Client* client : by_pe)
-                all.insert(all.end(), client->payload.data() + pe * piece, client->payload.data() + (pe + 1) * piece);
+                all.insert(all.end(), client->collected.data() + pe * piece, client->collected.data() + (pe + 1) * piece);
         }
         by_pe[pe]->is_waiting = false;
         reply(*by_pe[pe], all.data(), all.size());
@@ -227,7 +229,8 @@ void BootstrapServer::finish_collective() {
 void BootstrapServer::reply(Client& client, const void* payload, size_t bytes) {
     if (client.fd < 0) return;
     const FrameHeader header{kFrameMagic, kFrameReply, static_cast<uint16_t>(client.pe), collective_.sequence, bytes};
-    if (write_frame(client.fd, header, payload, monotonic_ns() + kReplyNs) != 0) lost(client, "does not read the bootstrap socket");
+    const int error = write_frame(client.fd, header, payload, monotonic_ns() + kReplyNs);
+    if (error) lost(client, error == EPIPE ? "ended without a goodbye" : "does not read the bootstrap socket");
 }
 
 void BootstrapServer::reply_failure(Client& client) {

@@ -33,6 +33,7 @@ class BootstrapServer {
         size_t received = 0;      // bytes of header and payload so far
         FrameHeader header;
         std::vector<char> payload;
+        std::vector<char> collected;  // its part of the collective under way
     };
 
     explicit BootstrapServer(const BootstrapOptions& options) : options_(options) {}
