@@ -99,16 +99,18 @@ struct RigOptions {
     uint64_t unresponsive_ns = 1'000'000;
     uint64_t seed = 7;
     bool connect = true;  // address handles both ways
+    MemoryKind kind = MemoryKind::kHost;  // of the region
 };
 
 struct Rig {
     uint64_t now = 1000;
     RigOptions options;
     InprocWire wire{&now, 3};
-    std::unique_ptr<MemoryPort> memory = make_host_memory_port();
+    std::unique_ptr<MemoryPort> memory;
     Side a, b;
 
-    explicit Rig(const RigOptions& with = {}) : options(with) {
+    explicit Rig(const RigOptions& with = {}, std::unique_ptr<MemoryPort> port = make_host_memory_port())
+        : options(with), memory(std::move(port)) {
         open(a, 1);
         open(b, 2);
         if (!options.connect) return;
@@ -137,7 +139,7 @@ struct Rig {
         CHECK_OK(side.device->create_qp(qp_attr(side), &side.qp));
         side.memory.assign(options.memory_bytes, number);
         CHECK_OK(side.device->register_memory(
-            {side.memory.data(), side.memory.size(), MemoryKind::kHost, kAllAccess}, &side.region));
+            {side.memory.data(), side.memory.size(), options.kind, kAllAccess}, &side.region));
     }
     QpAttr qp_attr(const Side& side) const {
         QpAttr attr;
