@@ -24,11 +24,22 @@ namespace {
 void* context_of(int device) { return device < 0 ? nullptr : reinterpret_cast<void*>(0x1000 + device); }
 int device_in(void* context) { return context ? static_cast<int>(reinterpret_cast<uintptr_t>(context) - 0x1000) : -1; }
 
+// A copied word arrives whole, as it does on a GPU; tests watch words while they change.
+void copy_now(uint8_t* to, const uint8_t* from, size_t bytes) {
+    uint16_t word = 0;
+    if (bytes != sizeof word || reinterpret_cast<uintptr_t>(to) % sizeof word != 0) {
+        std::memcpy(to, from, bytes);
+        return;
+    }
+    std::memcpy(&word, from, sizeof word);
+    __atomic_store_n(reinterpret_cast<uint16_t*>(to), word, __ATOMIC_RELEASE);
+}
+
 int push_copy(void* stream, uint64_t to, uint64_t from, size_t bytes) {
     uint8_t* target = cpu_of(to, bytes);
     const uint8_t* source = cpu_of(from, bytes);
     if (!target || !source || !stream) return kInvalidValue;
-    static_cast<Stream*>(stream)->push([=] { std::memcpy(target, source, bytes); });
+    static_cast<Stream*>(stream)->push([=] { copy_now(target, source, bytes); });
     return 0;
 }
 
