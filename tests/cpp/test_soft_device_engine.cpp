@@ -26,17 +26,17 @@ std::shared_ptr<Engine> open_engine(const Knobs& knobs, int rails = 1, int pe = 
 }
 
 struct Node {
+    std::vector<uint64_t> words;  // outlives the Nic that may still write it
     std::unique_ptr<Nic> nic;
     Cq send_cq, recv_cq;
     Qp qp;
     SendRing ring;
     CqRing sent;
-    std::vector<uint64_t> words;
     MemoryRegion region;
     AddressHandle peer;
     uint8_t statuses = 0;
 
-    Node(std::unique_ptr<Nic> with, size_t n_words) : nic(std::move(with)), words(n_words) {
+    Node(std::unique_ptr<Nic> with, size_t n_words) : words(n_words), nic(std::move(with)) {
         JobSecret secret;
         secret.bytes[0] = 42;
         CHECK_OK(nic->join_job(secret));
