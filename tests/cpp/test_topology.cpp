@@ -41,7 +41,7 @@ std::string own_of(const MachineTree& tree, const std::string& gpu) {
 }
 
 std::string hex2(int value) {
-    char text[8];
+    char text[16];
     std::snprintf(text, sizeof(text), "%02x", value);
     return text;
 }

@@ -3,6 +3,8 @@
 // Links are relative, as the kernel makes them.
 #pragma once
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -14,7 +16,10 @@ namespace fake {
 class MachineTree {
    public:
     MachineTree() {
-        std::string pattern = (std::filesystem::temp_directory_path() / "efa-machine-XXXXXX").string();
+        // In memory where possible: a machine is hundreds of small files.
+        const bool has_shm = access("/dev/shm", W_OK) == 0;
+        const std::filesystem::path base = has_shm ? "/dev/shm" : std::filesystem::temp_directory_path();
+        std::string pattern = (base / "efa-machine-XXXXXX").string();
         root_ = mkdtemp(pattern.data());
         std::filesystem::create_directories(root_ / "sys/bus/pci/devices");
         std::filesystem::create_directories(root_ / "sys/class/infiniband");

@@ -43,6 +43,14 @@ class Rig {
         for (int i = 0; i < n_devices; ++i) state().devices.push_back("efa_" + std::to_string(i));
     }
 
+    ~Rig() {
+        nics.clear();
+        std::error_code ignored;
+        if (!copies_.empty()) std::filesystem::remove_all(copies_, ignored);
+    }
+    Rig(const Rig&) = delete;
+    Rig& operator=(const Rig&) = delete;
+
     void use_machine() {
         machine.libibverbs = kIbverbs;
         machine.libefa = kEfa;
@@ -83,8 +91,12 @@ class Rig {
             bytes[at + 1] = '#';
         }
         if (count == 0) check::fail(__FILE__, __LINE__, "no " + symbol + " in " + library);
+        if (copies_.empty()) {  // not in the tree: that may lie where nothing can be executed
+            std::string pattern = (std::filesystem::temp_directory_path() / "efa-library-XXXXXX").string();
+            copies_ = mkdtemp(pattern.data());
+        }
         const std::string copy =
-            (tree.root() / ("without-" + symbol + "-" + std::filesystem::path(library).filename().string())).string();
+            (copies_ / ("without-" + symbol + "-" + std::filesystem::path(library).filename().string())).string();
         std::ofstream(copy, std::ios::binary) << bytes;
         return copy;
     }
@@ -96,6 +108,9 @@ class Rig {
     const void* exported_addr = nullptr;
     size_t exported_bytes = 0;
     std::string export_error;
+
+   private:
+    std::filesystem::path copies_;
 };
 
 inline bool is_open(int fd) { return fcntl(fd, F_GETFD) != -1; }
