@@ -97,7 +97,7 @@ def environment(options: argparse.Namespace, transport: str) -> dict[str, str]:
             "NVSHMEM_EFA_SOFT_SEED": str(options.soft_seed),
             "NVSHMEM_EFA_SOFT_REORDER_NS": str(options.reorder_ns),
             "NVSHMEM_EFA_SOFT_DUPLICATE_PPM": str(options.duplicate_ppm),
-            "NVSHMEM_EFA_TIMEOUT_MS": "20000",
+            "NVSHMEM_EFA_TIMEOUT_MS": "10000",  # before the kernels' own 15 s, so that the named error comes first
             "NVSHMEM_EFA_LOG_LEVEL": "debug" if options.debug else "info",
         }
     for setting in options.env:
