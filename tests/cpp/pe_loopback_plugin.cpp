@@ -94,7 +94,8 @@ bool covers(const MemHandleBytes* bytes, const void* at, size_t length, int pe) 
     if (!bytes) return false;
     std::memcpy(&handle, bytes, sizeof handle);
     const auto address = reinterpret_cast<uint64_t>(at);
-    return handle.magic == kHandleMagic && handle.pe == pe && live_chunks.count(handle.base) && address >= handle.base && address + length <= handle.base + handle.bytes;
+    return handle.magic == kHandleMagic && handle.pe == pe && live_chunks.count(handle.base) &&
+           address >= handle.base && address + length <= handle.base + handle.bytes;
 }
 
 void flush(State& state, int lane, int pe) {
@@ -109,14 +110,17 @@ void flush(State& state, int lane, int pe) {
         if (live_chunks.count(copy.base)) std::memcpy(copy.to, copy.from, copy.bytes);
 }
 
-int transfer(State& state, int pe, const RmaVerb& verb, RmaMemdesc* remote, RmaMemdesc* local, const RmaBytesdesc& bytes, int lane) {
+int transfer(State& state, int pe, const RmaVerb& verb, RmaMemdesc* remote, RmaMemdesc* local,
+             const RmaBytesdesc& bytes, int lane) {
     ++n_calls;
     std::lock_guard guard(memory_lock);
-    if (pe < 0 || pe >= state.n_pes || !state.is_connected) return refuse("loopback: PE out of range, or not connected");
+    if (pe < 0 || pe >= state.n_pes || !state.is_connected)
+        return refuse("loopback: PE out of range, or not connected");
     const size_t length = bytes.nelems * static_cast<size_t>(bytes.elembytes);
     const auto reach = static_cast<size_t>(std::max(bytes.src_stride, bytes.dst_stride));
     const bool is_put = verb.desc == kOpPut || verb.desc == kOpP || verb.desc == kOpPutSignal;
-    if (!covers(remote->handle, remote->ptr, length * reach, pe)) return refuse("loopback: the remote handle does not cover the address");
+    if (!covers(remote->handle, remote->ptr, length * reach, pe))
+        return refuse("loopback: the remote handle does not cover the address");
     const bool may_be_stack = verb.desc == kOpP || (verb.desc == kOpG && lane == 0);
     if (may_be_stack ? local->handle != nullptr : !covers(local->handle, local->ptr, length, state.pe))
         return refuse("loopback: the local handle does not cover the address");
@@ -126,9 +130,11 @@ int transfer(State& state, int pe, const RmaVerb& verb, RmaMemdesc* remote, RmaM
     for (size_t i = 0; i < (reach == 1 ? 1 : bytes.nelems); ++i) {
         char* at_remote = static_cast<char*>(remote->ptr) + i * remote_step;
         char* at_local = static_cast<char*>(local->ptr) + i * local_step;
-        const Copy copy{pe, reinterpret_cast<const Handle*>(remote->handle)->base, is_put ? at_remote : at_local, is_put ? at_local : at_remote, reach == 1 ? length : width};
+        const Copy copy{pe, reinterpret_cast<const Handle*>(remote->handle)->base, is_put ? at_remote : at_local,
+                        is_put ? at_local : at_remote, reach == 1 ? length : width};
         if (verb.desc == kOpP && length == 8) {
-            std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(copy.to)).store(*reinterpret_cast<const uint64_t*>(copy.from));
+            std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(copy.to))
+                .store(*reinterpret_cast<const uint64_t*>(copy.from));
         } else if (verb.is_nbi && verb.desc != kOpP && verb.desc != kOpPutSignal) {
             state.pending[lane].push_back(copy);
         } else {
@@ -136,6 +142,15 @@ int transfer(State& state, int pe, const RmaVerb& verb, RmaMemdesc* remote, RmaM
         }
     }
     return 0;
+}
+
+// Of whole numbers, which is all that the tests add.
+uint64_t add_half(uint64_t before, uint64_t operand) {
+    const auto whole = [](uint64_t half) { return half ? (((half & 0x3ff) | 0x400) << ((half >> 10) - 15)) >> 10 : 0; };
+    const uint64_t sum = whole(before & 0xffff) + whole(operand & 0xffff);
+    uint64_t exponent = 0;
+    while (sum >> exponent > 1) ++exponent;
+    return sum ? (exponent + 15) << 10 | (((sum << 10) >> exponent) & 0x3ff) : 0;
 }
 
 template <class Float, class Bits>
@@ -156,7 +171,10 @@ uint64_t after(int opcode, uint64_t before, uint64_t operand, uint64_t compare, 
         case kAmoAdd:
         case kAmoFetchAdd:
         case kAmoSignalAdd:
-            if (is_float) return bytes == 4 ? add_float<float, uint32_t>(before, operand) : add_float<double, uint64_t>(before, operand);
+            if (is_float && bytes == 2) return add_half(before, operand);
+            if (is_float)
+                return bytes == 4 ? add_float<float, uint32_t>(before, operand)
+                                  : add_float<double, uint64_t>(before, operand);
             return before + operand;
         case kAmoAnd:
         case kAmoFetchAnd: return before & operand;
@@ -173,20 +191,22 @@ uint64_t after(int opcode, uint64_t before, uint64_t operand, uint64_t compare, 
 int atomic(State& state, int pe, int opcode, bool is_float, AmoMemdesc* target, int bytes) {
     ++n_calls;
     std::lock_guard guard(memory_lock);
-    if (pe < 0 || pe >= state.n_pes || !covers(target->remote.handle, target->remote.ptr, static_cast<size_t>(bytes), pe))
+    if (pe < 0 || pe >= state.n_pes ||
+        !covers(target->remote.handle, target->remote.ptr, static_cast<size_t>(bytes), pe))
         return refuse("loopback: the word of an atomic is not registered");
     const bool fetches = opcode >= kAmoFetch;
-    if (fetches && !covers(target->ret_handle, target->ret_ptr, 16, state.pe)) return refuse("loopback: the result's place is not registered");
+    if (fetches && !covers(target->ret_handle, target->ret_ptr, 16, state.pe))
+        return refuse("loopback: the result's place is not registered");
     uint64_t before = 0;
-    if (bytes == 8) {
-        std::atomic_ref<uint64_t> word(*static_cast<uint64_t*>(target->remote.ptr));
+    const auto apply = [&](auto* at) {
+        std::atomic_ref word(*at);
         before = word.load();
-        word.store(after(opcode, before, target->value, target->compare, bytes, is_float));
-    } else {
-        std::atomic_ref<uint32_t> word(*static_cast<uint32_t*>(target->remote.ptr));
-        before = word.load();
-        word.store(static_cast<uint32_t>(after(opcode, before, target->value, target->compare, bytes, is_float)));
-    }
+        word.store(static_cast<std::remove_pointer_t<decltype(at)>>(
+            after(opcode, before, target->value, target->compare, bytes, is_float)));
+    };
+    if (bytes == 8) apply(static_cast<uint64_t*>(target->remote.ptr));
+    else if (bytes == 4) apply(static_cast<uint32_t*>(target->remote.ptr));
+    else apply(static_cast<uint16_t*>(target->remote.ptr));
     if (!fetches) return 0;
     auto* result = static_cast<uint64_t*>(target->ret_ptr);
     std::atomic_ref<uint64_t>(result[0]).store(before);
@@ -222,13 +242,18 @@ struct Entries {
         state(t).random = static_cast<uint64_t>(t->my_pe) + 1;
         state(t).is_connected = true;
         std::vector<int> all(static_cast<size_t>(t->n_pes));
-        if (t->boot_handle->allgather(&t->my_pe, all.data(), sizeof(int), t->boot_handle) != 0) return refuse("loopback: allgather failed");
+        if (t->boot_handle->allgather(&t->my_pe, all.data(), sizeof(int), t->boot_handle) != 0)
+            return refuse("loopback: allgather failed");
         for (int i = 0; i < t->n_pes; ++i)
             if (all[static_cast<size_t>(i)] != i) return refuse("loopback: allgather gave the wrong order");
         return t->boot_handle->barrier(t->boot_handle);
     }
-    static int connect3(Transport* t, int*, int n) { return n == 1 ? connect(t) : refuse("loopback: one device expected"); }
-    static int connect4(Transport* t, int*, int n, int*, int) { return n == 1 ? connect(t) : refuse("loopback: one device expected"); }
+    static int connect3(Transport* t, int*, int n) {
+        return n == 1 ? connect(t) : refuse("loopback: one device expected");
+    }
+    static int connect4(Transport* t, int*, int n, int*, int) {
+        return n == 1 ? connect(t) : refuse("loopback: one device expected");
+    }
     static int get_mem_handle(MemHandleBytes* handle, void* buffer, size_t bytes, Transport* t, bool local_only) {
         return make_handle(state(t), handle, buffer, bytes, local_only);
     }
@@ -236,7 +261,8 @@ struct Entries {
         note(state(t), "release_mem_handle");
         const uint64_t base = reinterpret_cast<Handle*>(handle)->base;
         std::lock_guard guard(memory_lock);
-        if (!covers(handle, reinterpret_cast<void*>(base), 1, state(t).pe)) return refuse("loopback: released a foreign handle");
+        if (!covers(handle, reinterpret_cast<void*>(base), 1, state(t).pe))
+            return refuse("loopback: released a foreign handle");
         live_chunks.erase(base);
         return 0;
     }
@@ -247,8 +273,11 @@ struct Entries {
         return 0;
     }
     static int show_info(Transport*, int) { return 0; }
-    static int progress(Transport*) { return is_told_to_fail("progress") ? refuse("loopback: told to fail in progress") : 0; }
-    static int rma(Transport* t, int pe, RmaVerb verb, RmaMemdesc* remote, RmaMemdesc* local, RmaBytesdesc bytes, int lane) {
+    static int progress(Transport*) {
+        return is_told_to_fail("progress") ? refuse("loopback: told to fail in progress") : 0;
+    }
+    static int rma(Transport* t, int pe, RmaVerb verb, RmaMemdesc* remote, RmaMemdesc* local, RmaBytesdesc bytes,
+                   int lane) {
         const Inside inside(state(t), lane);
         if (!inside.is_alone()) return refuse("loopback: two threads in one lane");
         if (is_told_to_fail("rma")) return refuse("loopback: told to fail in rma");
@@ -271,10 +300,13 @@ struct Entries {
     }
     static int fence3(Transport* t, int pe, int lane) { return order(t, pe, lane); }
     static int fence4(Transport* t, int pe, int lane, int) { return order(t, pe, lane); }
-    static int quiet(Transport* t, int pe, int lane) { return is_told_to_fail("quiet") ? refuse("loopback: told to fail in quiet") : order(t, pe, lane); }
+    static int quiet(Transport* t, int pe, int lane) {
+        return is_told_to_fail("quiet") ? refuse("loopback: told to fail in quiet") : order(t, pe, lane);
+    }
     template <class Verb>
-    static int put_signal(Transport* t, int pe, RmaVerb verb, std::vector<RmaMemdesc>& remote, std::vector<RmaMemdesc>& local,
-                          std::vector<RmaBytesdesc>& bytes, Verb signal_verb, AmoMemdesc* signal, AmoBytesdesc signal_bytes, int lane) {
+    static int put_signal(Transport* t, int pe, RmaVerb verb, std::vector<RmaMemdesc>& remote,
+                          std::vector<RmaMemdesc>& local, std::vector<RmaBytesdesc>& bytes, Verb signal_verb,
+                          AmoMemdesc* signal, AmoBytesdesc signal_bytes, int lane) {
         const Inside inside(state(t), lane);
         if (!inside.is_alone()) return refuse("loopback: two threads in one lane");
         for (size_t i = 0; i < remote.size(); ++i)
@@ -286,7 +318,8 @@ struct Entries {
         for (int pe = 0; pe < t->n_pes; ++pe) {
             Handle handle;
             std::memcpy(&handle, handles + pe * stride + t->index, sizeof handle);
-            if (handle.magic != kHandleMagic || handle.pe != pe || handle.bytes != bytes) return refuse("loopback: not this PE's handle");
+            if (handle.magic != kHandleMagic || handle.pe != pe || handle.bytes != bytes)
+                return refuse("loopback: not this PE's handle");
         }
         return 0;
     }

@@ -71,7 +71,8 @@ inline Outcome finish(Process& process, int seconds_max) {
         if (Clock::now() > end) {
             kill(process.pid, SIGKILL);
             waitpid(process.pid, nullptr, 0);
-            check::fail(__FILE__, __LINE__, "a PE did not end within " + std::to_string(seconds_max) + " s; it said:\n" + outcome.errors);
+            check::fail(__FILE__, __LINE__,
+                        "a PE did not end within " + std::to_string(seconds_max) + " s; it said:\n" + outcome.errors);
         }
         if (poll(entries, 2, 100) <= 0) continue;
         for (int i = 0; i < 2; ++i) {
@@ -121,7 +122,8 @@ class LeftBehind {
     static std::set<std::string> shared_memory() {
         std::set<std::string> names;
         std::error_code error;
-        for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", error)) names.insert(entry.path().string());
+        for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", error))
+            names.insert(entry.path().string());
         return names;
     }
     static std::set<std::string> sockets() {

@@ -72,7 +72,8 @@ TEST(allgather_alltoall_and_barrier_give_everybody_everything) {
                 EFA_TRY(socket.alltoall(to.data(), from.data(), sizeof(int)));
                 EFA_TRY(socket.barrier());
                 for (int i = 0; i < n; ++i)
-                    if (all[static_cast<size_t>(i)] != i * 100 + round || from[static_cast<size_t>(i)] != i * 1000 + socket.pe())
+                    if (all[static_cast<size_t>(i)] != i * 100 + round ||
+                        from[static_cast<size_t>(i)] != i * 1000 + socket.pe())
                         return Status::error(Code::kInternal, nullptr, "wrong value from PE %d", i);
             }
             return socket.check_peers();
@@ -86,7 +87,8 @@ TEST(a_pe_that_never_comes_is_named_within_the_deadline) {
     const std::string job = fresh_job();
     std::unique_ptr<BootstrapSocket> socket;
     const uint64_t start = monotonic_ns();
-    CHECK_FAILS(BootstrapSocket::join(options_of(job, 0, 3, 300), &socket), Code::kTimeout, "PE 1, 2 did not come to join within 300 ms");
+    CHECK_FAILS(BootstrapSocket::join(options_of(job, 0, 3, 300), &socket), Code::kTimeout,
+                "PE 1, 2 did not come to join within 300 ms");
     CHECK((monotonic_ns() - start) / 1'000'000 < 1500);
     CHECK_FAILS(BootstrapSocket::join(options_of(job, 1, 3, 300), &socket), Code::kTimeout, "found no PE 0");
 }
@@ -166,7 +168,8 @@ TEST(pe_0_giving_up_reaches_the_others_before_it_is_gone) {
             socket.abort(why);
             return why;  // and its server ends at once
         });
-        for (int pe : {1, 2}) CHECK(std::strstr(results[static_cast<size_t>(pe)].message(), "PE 0 gave up: the device is on fire"));
+        for (int pe : {1, 2})
+            CHECK(std::strstr(results[static_cast<size_t>(pe)].message(), "PE 0 gave up: the device is on fire"));
     }
 }
 
@@ -199,7 +202,8 @@ TEST(two_jobs_of_one_name_are_refused) {
     std::thread first([&] { (void)BootstrapSocket::join(options_of(job, 0, 2, 600), &socket); });
     usleep(100'000);
     std::unique_ptr<BootstrapSocket> other;
-    CHECK_FAILS(BootstrapSocket::join(options_of(job, 0, 2, 600), &other), Code::kResource, "give every job its own random --job name");
+    CHECK_FAILS(BootstrapSocket::join(options_of(job, 0, 2, 600), &other), Code::kResource,
+                "give every job its own random --job name");
     first.join();
 }
 
@@ -213,7 +217,8 @@ TEST(rubbish_and_oversized_frames_harm_nobody) {
     std::vector<int> fds;
     for (int kind = 0; kind < 4; ++kind) {
         const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        for (int tries = 0; tries < 500 && connect(fd, reinterpret_cast<sockaddr*>(&address), length) != 0; ++tries) usleep(2000);
+        for (int tries = 0; tries < 500 && connect(fd, reinterpret_cast<sockaddr*>(&address), length) != 0; ++tries)
+            usleep(2000);
         FrameHeader header;
         header.kind = kFrameJoin;
         if (kind == 0) header.magic = 1;
@@ -237,7 +242,8 @@ TEST(rubbish_and_oversized_frames_harm_nobody) {
 TEST(wrong_options_are_refused_by_name) {
     std::unique_ptr<BootstrapSocket> socket;
     CHECK_FAILS(BootstrapSocket::join(options_of("short", 0, 1), &socket), Code::kInvalidArgument, "no job name");
-    CHECK_FAILS(BootstrapSocket::join(options_of(fresh_job(), 3, 2), &socket), Code::kInvalidArgument, "PE 3 of 2 does not exist");
+    CHECK_FAILS(BootstrapSocket::join(options_of(fresh_job(), 3, 2), &socket), Code::kInvalidArgument,
+                "PE 3 of 2 does not exist");
     CHECK_FAILS(BootstrapSocket::join(options_of(fresh_job(), 0, 65), &socket), Code::kInvalidArgument, "65 PEs");
     CHECK_OK(BootstrapSocket::join(options_of(fresh_job(), 0, 1), &socket));
     CHECK_FAILS(socket->allgather(nullptr, nullptr, kCollectiveBytesMax + 1), Code::kInvalidArgument, "at most");

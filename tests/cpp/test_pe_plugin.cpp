@@ -33,13 +33,16 @@ Status put_and_get_back(Pe& pe) {
     char* at = static_cast<char*>(block);
     std::memset(at, 0x3c, 1000);
     EFA_TRY(pe.put(0, at + 4097, at, 1000));
-    if (std::memcmp(at, at + 4097, 1000) != 0) return Status::error(Code::kInternal, nullptr, "the bytes are not there");
+    if (std::memcmp(at, at + 4097, 1000) != 0)
+        return Status::error(Code::kInternal, nullptr, "the bytes are not there");
     Amo amo{abi::kAmoFetchAdd, 5, 0, 8, false};
     uint64_t before = 1;
     std::memset(at, 0, 8);
     EFA_TRY(pe.amo(0, at, amo, &before));
     EFA_TRY(pe.proxy().amo(0, at, amo, &before));
-    if (before != 5) return Status::error(Code::kInternal, nullptr, "the second atomic fetched %llu", static_cast<unsigned long long>(before));
+    if (before != 5)
+        return Status::error(Code::kInternal, nullptr, "the second atomic fetched %llu",
+                             static_cast<unsigned long long>(before));
     return pe.free(block);
 }
 

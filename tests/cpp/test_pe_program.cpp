@@ -8,15 +8,22 @@ using namespace pe_program;
 
 namespace {
 
-std::string plugin(int abi) { return std::string(PE_PLUGIN_FOLDER) + "/nvshmem_transport_efa_abi" + std::to_string(abi) + ".so"; }
+std::string plugin(int abi) {
+    return std::string(PE_PLUGIN_FOLDER) + "/nvshmem_transport_efa_abi" + std::to_string(abi) + ".so";
+}
 
 // Small, with everything turned on that may disturb the order of things.
-const Settings kRough = {{"NVSHMEM_EFA_MODE", "soft"}, {"NVSHMEM_EFA_SOFT_DUPLICATE_PPM", "20000"}, {"NVSHMEM_EFA_SOFT_DELAY_PPM", "2000"},
-                         {"NVSHMEM_EFA_SOFT_RNR_PPM", "5000"}, {"NVSHMEM_EFA_SOFT_REORDER_NS", "20000"}};
+const Settings kRough = {{"NVSHMEM_EFA_MODE", "soft"},
+                         {"NVSHMEM_EFA_SOFT_DUPLICATE_PPM", "20000"},
+                         {"NVSHMEM_EFA_SOFT_DELAY_PPM", "2000"},
+                         {"NVSHMEM_EFA_SOFT_RNR_PPM", "5000"},
+                         {"NVSHMEM_EFA_SOFT_REORDER_NS", "20000"}};
 
 std::vector<std::string> small_demo(int abi, std::vector<std::string> more) {
-    std::vector<std::string> all = {"demo",     "--plugin", plugin(abi), "--abi",    std::to_string(abi), "--tokens",     "16",   "--hidden", "1001",
-                                    "--rounds", "2",        "--experts", "12",       "--heap-mb",         "64",           "--timeout-ms", "20000"};
+    std::vector<std::string> all = {
+        "demo",     "--plugin",     plugin(abi), "--abi", std::to_string(abi), "--tokens", "16",
+        "--hidden", "1001",         "--rounds",  "2",     "--experts",         "12",       "--heap-mb",
+        "64",       "--timeout-ms", "20000"};
     all.insert(all.end(), more.begin(), more.end());
     return all;
 }
@@ -36,7 +43,8 @@ int count_of(const std::string& text, const std::string& part) {
 }
 
 void check_good(const Outcome& outcome, int n_pes) {
-    if (outcome.exit_code != 0) check::fail(__FILE__, __LINE__, "exit code " + std::to_string(outcome.exit_code) + ":\n" + outcome.errors);
+    if (outcome.exit_code != 0)
+        check::fail(__FILE__, __LINE__, "exit code " + std::to_string(outcome.exit_code) + ":\n" + outcome.errors);
     CHECK_EQ(count_of(outcome.output, "\"result\": \"ok\""), n_pes);
     CHECK_EQ(count_of(outcome.output, "\"mismatches\": 0"), n_pes);
 }
@@ -53,7 +61,10 @@ void run_demo(int abi) {
 
 void run_check(int abi) {
     const LeftBehind left;
-    check_good(run({"check", "--plugin", plugin(abi), "--abi", std::to_string(abi), "--spawn", "2", "--quick", "--timeout-ms", "20000"}, kRough, 90), 2);
+    check_good(run({"check", "--plugin", plugin(abi), "--abi", std::to_string(abi), "--spawn", "2", "--quick",
+                    "--timeout-ms", "20000"},
+                   kRough, 90),
+               2);
     left.check_nothing();
 }
 
@@ -63,8 +74,8 @@ void kill_at(const char* phase, int victim) {
     const std::string job = fresh_job();
     std::vector<Process> pes;
     for (int pe = 0; pe < 3; ++pe)
-        pes.push_back(start(small_demo(4, {"--job", job, "--pe", std::to_string(pe), "--pes", "3", "--timeout-ms", "4000", "--die-at", phase,
-                                           "--die-pe", std::to_string(victim)}),
+        pes.push_back(start(small_demo(4, {"--job", job, "--pe", std::to_string(pe), "--pes", "3", "--timeout-ms",
+                                           "4000", "--die-at", phase, "--die-pe", std::to_string(victim)}),
                             {{"NVSHMEM_EFA_MODE", "soft"}}));
     std::vector<Outcome> outcomes;
     for (Process& pe : pes) outcomes.push_back(finish(pe, 40));
@@ -76,7 +87,9 @@ void kill_at(const char* phase, int victim) {
             continue;
         }
         if (outcome.exit_code != 4 || !has(outcome.errors, name))
-            check::fail(__FILE__, __LINE__, "PE " + std::to_string(pe) + " ended with " + std::to_string(outcome.exit_code) + ": " + outcome.errors);
+            check::fail(__FILE__, __LINE__,
+                        "PE " + std::to_string(pe) + " ended with " + std::to_string(outcome.exit_code) + ": " +
+                            outcome.errors);
         CHECK(has(outcome.output, "\"result\": \"error\""));
         CHECK(outcome.seconds < 20);
     }
@@ -170,8 +183,11 @@ TEST(pes_with_different_settings_are_told_apart) {
     const std::string job = fresh_job();
     std::vector<Process> pes;
     for (int pe = 0; pe < 2; ++pe)
-        pes.push_back(start(small_demo(4, {"--job", job, "--pe", std::to_string(pe), "--pes", "2", "--timeout-ms", "5000"}),
-                            {{"NVSHMEM_EFA_MODE", "soft"}, {"NVSHMEM_EFA_SOFT_WIRE", pe ? "tcp" : "shm"}, {"NVSHMEM_EFA_SOFT_TCP_ADDR", "127.0.0.1"}}));
+        pes.push_back(
+            start(small_demo(4, {"--job", job, "--pe", std::to_string(pe), "--pes", "2", "--timeout-ms", "5000"}),
+                  {{"NVSHMEM_EFA_MODE", "soft"},
+                   {"NVSHMEM_EFA_SOFT_WIRE", pe ? "tcp" : "shm"},
+                   {"NVSHMEM_EFA_SOFT_TCP_ADDR", "127.0.0.1"}}));
     for (Process& pe : pes) {
         const Outcome outcome = finish(pe, 40);
         CHECK(outcome.exit_code != 0);
@@ -180,7 +196,9 @@ TEST(pes_with_different_settings_are_told_apart) {
 }
 
 TEST(more_rails_than_devices_is_named) {
-    const Outcome outcome = run(small_demo(4, {"--spawn", "1"}), {{"NVSHMEM_EFA_MODE", "soft"}, {"NVSHMEM_EFA_RAILS", "5"}, {"NVSHMEM_EFA_SOFT_RAILS", "2"}}, 40);
+    const Outcome outcome =
+        run(small_demo(4, {"--spawn", "1"}),
+            {{"NVSHMEM_EFA_MODE", "soft"}, {"NVSHMEM_EFA_RAILS", "5"}, {"NVSHMEM_EFA_SOFT_RAILS", "2"}}, 40);
     CHECK(outcome.exit_code != 0);
     CHECK(has(outcome.errors, "hint:"));
 }
@@ -196,7 +214,8 @@ TEST(pes_of_different_abis_are_told_apart) {
     const std::string job = fresh_job();
     std::vector<Process> pes;
     for (int pe = 0; pe < 2; ++pe)
-        pes.push_back(start(small_demo(pe ? 6 : 4, {"--job", job, "--pe", std::to_string(pe), "--pes", "2"}), {{"NVSHMEM_EFA_MODE", "soft"}}));
+        pes.push_back(start(small_demo(pe ? 6 : 4, {"--job", job, "--pe", std::to_string(pe), "--pes", "2"}),
+                            {{"NVSHMEM_EFA_MODE", "soft"}}));
     for (Process& pe : pes) CHECK(has(finish(pe, 40).errors, "plugin ABI 6"));
 }
 
@@ -224,14 +243,16 @@ TEST(wrong_arguments_are_usage_errors) {
 }
 
 TEST(the_other_pes_of_a_job_without_pe_0_stop_at_the_deadline) {
-    const Outcome outcome = run(small_demo(4, {"--job", fresh_job(), "--pe", "1", "--pes", "2", "--timeout-ms", "500"}), {}, 20);
+    const Outcome outcome =
+        run(small_demo(4, {"--job", fresh_job(), "--pe", "1", "--pes", "2", "--timeout-ms", "500"}), {}, 20);
     CHECK_EQ(outcome.exit_code, 4);
     CHECK(has(outcome.errors, "found no PE 0"));
     CHECK(outcome.seconds < 5);
 }
 
 TEST(progress_lines_end_with_done_equal_to_total) {
-    const Outcome outcome = run(small_demo(3, {"--spawn", "1", "--progress-fd", "2"}), {{"NVSHMEM_EFA_MODE", "soft"}}, 60);
+    const Outcome outcome =
+        run(small_demo(3, {"--spawn", "1", "--progress-fd", "2"}), {{"NVSHMEM_EFA_MODE", "soft"}}, 60);
     CHECK_EQ(outcome.exit_code, 0);
     CHECK(has(outcome.errors, "{\"pe\": 0, \"phase\": \"ops\", \"done\": 0, \"total\": 4}"));
     CHECK(has(outcome.errors, "\"done\": 4, \"total\": 4}"));

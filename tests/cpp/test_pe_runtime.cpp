@@ -47,8 +47,9 @@ PeOptions options_of(const std::string& job, int pe, int n_pes, int abi) {
 }
 
 // Runs `work` on n threads, each a PE; returns what each ended with.
-std::vector<Status> run_pes(int n_pes, int abi, const std::function<Status(Pe&)>& work,
-                            const std::function<void(PeOptions&)>& change = [](PeOptions&) {}) {
+std::vector<Status> run_pes(
+    int n_pes, int abi, const std::function<Status(Pe&)>& work,
+    const std::function<void(PeOptions&)>& change = [](PeOptions&) {}) {
     const std::string job = fresh_job();
     std::vector<Status> results(static_cast<size_t>(n_pes));
     // They end together: the loopback plugin writes straight into the other PEs' memory.
@@ -86,7 +87,8 @@ DemoOptions small_demo() {
 Status demo_without_mismatch(Pe& pe, const RunOptions& options, Status (*program)(Run&) = run_demo) {
     Run run(pe, options);
     EFA_TRY(program(run));
-    if (run.checker.mismatches()) return Status::error(Code::kInternal, nullptr, "wrong data: %s", run.checker.json().c_str());
+    if (run.checker.mismatches())
+        return Status::error(Code::kInternal, nullptr, "wrong data: %s", run.checker.json().c_str());
     return Status();
 }
 
@@ -98,7 +100,8 @@ TEST(init_and_finalize_call_the_plugin_in_the_order_of_the_host_library) {
     CHECK_EQ(std::string(loopback().log()).substr(0, 5), std::string("init "));
     // PE 1 logs until it learns its number, so only PE 0's own later calls have a fixed order.
     const std::string log = loopback().log();
-    const std::string tail = "connect_endpoints get_mem_handle add_device_remote_mem_handles release_mem_handle finalize ";
+    const std::string tail =
+        "connect_endpoints get_mem_handle add_device_remote_mem_handles release_mem_handle finalize ";
     CHECK(log.size() > tail.size() && log.compare(log.size() - tail.size(), tail.size(), tail) == 0);
     CHECK(log.rfind("can_reach_peer") < log.find("get_mem_handle"));
 }
@@ -107,7 +110,8 @@ TEST(demo_is_right_on_every_abi) {
     loopback().reset("", -1);
     RunOptions options;
     options.demo = small_demo();
-    for (const int abi : {3, 4, 5, 6, 7}) check_all_ok(run_pes(3, abi, [&](Pe& pe) { return demo_without_mismatch(pe, options); }));
+    for (const int abi : {3, 4, 5, 6, 7})
+        check_all_ok(run_pes(3, abi, [&](Pe& pe) { return demo_without_mismatch(pe, options); }));
 }
 
 TEST(demo_works_with_one_pe) {
@@ -244,7 +248,8 @@ TEST(a_status_of_the_plugin_ends_the_job_with_its_text) {
         int named = 0;
         for (const Status& status : results) {
             CHECK(!status.ok());
-            if (!std::strstr(status.message(), "told to fail in ")) std::fprintf(stderr, "%s: %s\n", op, status.message());
+            if (!std::strstr(status.message(), "told to fail in "))
+                std::fprintf(stderr, "%s: %s\n", op, status.message());
             named += std::strstr(status.message(), "told to fail in ") != nullptr;
         }
         CHECK_EQ(named, 4);  // the one that failed told the others why
@@ -254,15 +259,16 @@ TEST(a_status_of_the_plugin_ends_the_job_with_its_text) {
 
 TEST(a_wait_for_a_signal_that_never_comes_names_the_peer) {
     loopback().reset("", -1);
-    const auto results = run_pes(2, 4,
-                                 [](Pe& pe) -> Status {
-                                     uint64_t* word = nullptr;
-                                     void* block = nullptr;
-                                     EFA_TRY(pe.malloc(8, &block));
-                                     word = static_cast<uint64_t*>(block);
-                                     return pe.id() ? pe.barrier_all() : pe.wait_until(word, Compare::kAtLeast, 7, 1);
-                                 },
-                                 [](PeOptions& options) { options.timeout_ms = options.pe ? 3000 : 300; });
+    const auto results = run_pes(
+        2, 4,
+        [](Pe& pe) -> Status {
+            uint64_t* word = nullptr;
+            void* block = nullptr;
+            EFA_TRY(pe.malloc(8, &block));
+            word = static_cast<uint64_t*>(block);
+            return pe.id() ? pe.barrier_all() : pe.wait_until(word, Compare::kAtLeast, 7, 1);
+        },
+        [](PeOptions& options) { options.timeout_ms = options.pe ? 3000 : 300; });
     CHECK_EQ(results[0].code(), Code::kTimeout);
     CHECK(std::strstr(results[0].message(), "waited 300 ms for PE 1"));
     CHECK(std::strstr(results[1].message(), "PE 0"));
@@ -270,7 +276,8 @@ TEST(a_wait_for_a_signal_that_never_comes_names_the_peer) {
 
 TEST(pes_with_different_abis_are_refused) {
     loopback().reset("", -1);
-    const auto results = run_pes(2, 4, [](Pe&) { return Status(); }, [](PeOptions& options) { options.abi = options.pe ? 6 : 4; });
+    const auto results =
+        run_pes(2, 4, [](Pe&) { return Status(); }, [](PeOptions& options) { options.abi = options.pe ? 6 : 4; });
     for (const Status& status : results) {
         CHECK_EQ(status.code(), Code::kMismatch);
         CHECK(std::strstr(status.message(), "plugin ABI 6"));
@@ -290,7 +297,8 @@ TEST(init_and_finalize_many_times_in_one_process) {
 
 TEST(a_missing_plugin_and_a_file_that_is_none_are_named) {
     for (const char* path : {"/nowhere/plugin.so", "libdl.so.2"}) {
-        const auto results = run_pes(1, 4, [](Pe&) { return Status(); }, [&](PeOptions& options) { options.plugin_path = path; });
+        const auto results =
+            run_pes(1, 4, [](Pe&) { return Status(); }, [&](PeOptions& options) { options.plugin_path = path; });
         CHECK_EQ(results[0].code(), Code::kMissing);
         CHECK(std::strstr(results[0].message(), "hint:"));
     }
@@ -301,11 +309,13 @@ TEST(overlapping_user_buffers_are_refused) {
     check_all_ok(run_pes(1, 4, [](Pe& pe) -> Status {
         static char memory[4096];
         EFA_TRY(pe.register_buffer(memory + 1000, 1000));
-        for (const auto& [start, bytes] : {std::pair<int, size_t>{500, 501}, {1999, 10}, {1100, 10}, {0, 4096}, {3000, 0}})
+        for (const auto& [start, bytes] :
+             {std::pair<int, size_t>{500, 501}, {1999, 10}, {1100, 10}, {0, 4096}, {3000, 0}})
             if (pe.register_buffer(memory + start, bytes).code() != Code::kInvalidArgument)
                 return Status::error(Code::kInternal, nullptr, "a buffer at %d was accepted", start);
         EFA_TRY(pe.register_buffer(memory, 1000));
-        if (pe.unregister_buffer(memory + 5).code() != Code::kUnregistered) return Status::error(Code::kInternal, nullptr, "unknown buffer");
+        if (pe.unregister_buffer(memory + 5).code() != Code::kUnregistered)
+            return Status::error(Code::kInternal, nullptr, "unknown buffer");
         return pe.unregister_buffer(memory);
     }));
 }

@@ -19,13 +19,16 @@ constexpr uint64_t kLeaveMs = 5000;
 
 Status check_options(const BootstrapOptions& options) {
     constexpr const char* kAllowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
-    if (options.job.size() < 8 || options.job.size() > 64 || options.job.find_first_not_of(kAllowed) != std::string::npos)
-        return Status::error(Code::kInvalidArgument, "pass 8 to 64 random characters of [A-Za-z0-9_-], the same on all PEs",
+    if (options.job.size() < 8 || options.job.size() > 64 ||
+        options.job.find_first_not_of(kAllowed) != std::string::npos)
+        return Status::error(Code::kInvalidArgument,
+                             "pass 8 to 64 random characters of [A-Za-z0-9_-], the same on all PEs",
                              "\"%.80s\" is no job name", options.job.c_str());
     if (options.n_pes < 1 || options.n_pes > kPesMax)
         return Status::error(Code::kInvalidArgument, "a host has at most 64 PEs", "%d PEs asked for", options.n_pes);
     if (options.pe < 0 || options.pe >= options.n_pes)
-        return Status::error(Code::kInvalidArgument, "PEs are numbered from 0", "PE %d of %d does not exist", options.pe, options.n_pes);
+        return Status::error(Code::kInvalidArgument, "PEs are numbered from 0", "PE %d of %d does not exist",
+                             options.pe, options.n_pes);
     return Status();
 }
 
@@ -43,7 +46,8 @@ Status BootstrapSocket::join(const BootstrapOptions& options, std::unique_ptr<Bo
     if (options.pe == 0) EFA_TRY(BootstrapServer::start(options, &made->server_));
     EFA_TRY(made->connect_server());
     const JoinPayload join{static_cast<uint32_t>(options.n_pes), options.abi};
-    EFA_TRY(made->collective(kFrameJoin, &join, sizeof join, nullptr, 0).with_context("joining job \"" + options.job + "\""));
+    EFA_TRY(made->collective(kFrameJoin, &join, sizeof join, nullptr, 0)
+                .with_context("joining job \"" + options.job + "\""));
     *socket = std::move(made);
     return Status();
 }
@@ -56,7 +60,8 @@ Status BootstrapSocket::connect_server() {
     while (monotonic_ns() < end_ns) {
         fd_ = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (fd_ < 0)
-            return Status::error(Code::kResource, "raise the limit of open files (ulimit -n)", "cannot make a socket: %s", strerror(errno));
+            return Status::error(Code::kResource, "raise the limit of open files (ulimit -n)",
+                                 "cannot make a socket: %s", strerror(errno));
         if (connect(fd_, reinterpret_cast<sockaddr*>(&address), length) == 0) return check_same_user(fd_, nullptr);
         error = errno;
         close(fd_);
@@ -82,8 +87,9 @@ Status BootstrapSocket::barrier() { return collective(kFrameBarrier, nullptr, 0,
 
 Status BootstrapSocket::collective(uint16_t kind, const void* send, size_t send_bytes, void* recv, size_t recv_bytes) {
     if (send_bytes > kCollectiveBytesMax)
-        return Status::error(Code::kInvalidArgument, "exchange it in pieces", "a bootstrap collective of %zu bytes per PE (at most %zu)",
-                             send_bytes, kCollectiveBytesMax);
+        return Status::error(Code::kInvalidArgument, "exchange it in pieces",
+                             "a bootstrap collective of %zu bytes per PE (at most %zu)", send_bytes,
+                             kCollectiveBytesMax);
     std::lock_guard guard(lock_);
     EFA_TRY(look_for_failure());
     const uint64_t end_ns = monotonic_ns() + options_.timeout_ms * kMillisecondNs + kServerFirstNs;
@@ -96,7 +102,8 @@ Status BootstrapSocket::collective(uint16_t kind, const void* send, size_t send_
         std::lock_guard send_guard(send_lock_);
         // A closed socket still holds the server's reason, which is read below.
         if (const int error = write_frame(fd_, header, send, end_ns); error != 0 && error != EPIPE)
-            return fail(Status::error(Code::kPeer, nullptr, "PE %d cannot write to the bootstrap: %s", options_.pe, strerror(error)));
+            return fail(Status::error(Code::kPeer, nullptr, "PE %d cannot write to the bootstrap: %s", options_.pe,
+                                      strerror(error)));
     }
     return read_frame(kFrameReply, recv, recv_bytes, end_ns);
 }
@@ -104,7 +111,9 @@ Status BootstrapSocket::collective(uint16_t kind, const void* send, size_t send_
 Status BootstrapSocket::read_frame(uint16_t expected_kind, void* payload, size_t bytes, uint64_t end_ns) {
     FrameHeader header;
     int error = read_all(fd_, &header, sizeof header, end_ns);
-    if (error == 0 && (header.magic != kFrameMagic || header.bytes > (header.kind == kFrameError ? kErrorTextMax : bytes))) error = EPROTO;
+    if (error == 0 &&
+        (header.magic != kFrameMagic || header.bytes > (header.kind == kFrameError ? kErrorTextMax : bytes)))
+        error = EPROTO;
     if (error == 0 && header.kind == kFrameError) {
         char text[kErrorTextMax + 1] = {};
         error = read_all(fd_, text, header.bytes, end_ns);
@@ -116,9 +125,11 @@ Status BootstrapSocket::read_frame(uint16_t expected_kind, void* payload, size_t
     }
     if (error == 0) return Status();
     if (error == EPIPE)
-        return fail(Status::error(Code::kPeer, "see PE 0's own output", "PE 0, which serves the bootstrap, ended without a goodbye"));
+        return fail(Status::error(Code::kPeer, "see PE 0's own output",
+                                  "PE 0, which serves the bootstrap, ended without a goodbye"));
     if (error == ETIMEDOUT)
-        return fail(Status::error(Code::kTimeout, nullptr, "PE 0, which serves the bootstrap, did not answer within %llu ms",
+        return fail(Status::error(Code::kTimeout, nullptr,
+                                  "PE 0, which serves the bootstrap, did not answer within %llu ms",
                                   static_cast<unsigned long long>(options_.timeout_ms)));
     return fail(Status::error(Code::kProtocol, nullptr, "the bootstrap's answer makes no sense: %s", strerror(error)));
 }

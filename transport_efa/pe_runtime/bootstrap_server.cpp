@@ -36,15 +36,16 @@ Status BootstrapServer::start(const BootstrapOptions& options, std::unique_ptr<B
     made->stop_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     made->left_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (made->listen_fd_ < 0 || made->stop_fd_ < 0 || made->left_fd_ < 0)
-        return Status::error(Code::kResource, "raise the limit of open files (ulimit -n)", "cannot make the bootstrap socket: %s",
-                             strerror(errno));
+        return Status::error(Code::kResource, "raise the limit of open files (ulimit -n)",
+                             "cannot make the bootstrap socket: %s", strerror(errno));
     sockaddr_un address;
     const socklen_t length = bootstrap_address(options.job, &address);
     if (bind(made->listen_fd_, reinterpret_cast<sockaddr*>(&address), length) != 0)
-        return Status::error(Code::kResource, "give every job its own random --job name", "PE 0 cannot serve job \"%s\": %s",
-                             options.job.c_str(), strerror(errno));
+        return Status::error(Code::kResource, "give every job its own random --job name",
+                             "PE 0 cannot serve job \"%s\": %s", options.job.c_str(), strerror(errno));
     if (listen(made->listen_fd_, 2 * kPesMax) != 0)
-        return Status::error(Code::kResource, nullptr, "PE 0 cannot listen for job \"%s\": %s", options.job.c_str(), strerror(errno));
+        return Status::error(Code::kResource, nullptr, "PE 0 cannot listen for job \"%s\": %s", options.job.c_str(),
+                             strerror(errno));
     made->is_collecting_ = true;  // the join; PE 0 itself is about to
     made->collect_end_ns_ = monotonic_ns() + options.timeout_ms * 1'000'000;
     made->collective_.kind = kFrameJoin;
@@ -99,7 +100,8 @@ void BootstrapServer::accept_client() {
     Client client;
     const Status same_user = check_same_user(fd, &client.pid);
     if (!same_user.ok() || clients_.size() >= kConnectionsMax) {
-        EFA_LOG(kWarn, "bootstrap", "connection refused: %s", same_user.ok() ? "too many connections" : same_user.message());
+        EFA_LOG(kWarn, "bootstrap", "connection refused: %s",
+                same_user.ok() ? "too many connections" : same_user.message());
         close(fd);
         return;
     }
@@ -146,13 +148,16 @@ void BootstrapServer::handle_frame(Client& client) {
     if (client.pe < 0) return handle_join(client);
     if (header.kind == kFrameLeave) {
         client.has_left = true;
-        if (is_collecting_) broadcast_error(Code::kPeer, "PE " + std::to_string(client.pe) + " left while others were in a collective call");
+        if (is_collecting_)
+            broadcast_error(Code::kPeer,
+                            "PE " + std::to_string(client.pe) + " left while others were in a collective call");
         return;
     }
     if (header.kind == kFrameAbort) {
         const size_t length = std::min(client.payload.size(), kErrorTextMax - 64);
         client.has_left = true;  // whatever happens to its socket now is no news
-        broadcast_error(Code::kPeer, "PE " + std::to_string(client.pe) + " gave up: " + std::string(client.payload.data(), length));
+        broadcast_error(Code::kPeer,
+                        "PE " + std::to_string(client.pe) + " gave up: " + std::string(client.payload.data(), length));
         return;
     }
     if (is_failed_) return;  // it has been told, or is about to read it
@@ -164,11 +169,13 @@ void BootstrapServer::handle_frame(Client& client) {
         is_collecting_ = true;
         collective_ = header;
         collect_end_ns_ = monotonic_ns() + options_.timeout_ms * 1'000'000;
-    } else if (header.kind != collective_.kind || header.sequence != collective_.sequence || header.bytes != collective_.bytes) {
-        return broadcast_error(Code::kMismatch, std::string("PEs call different collectives: PE ") + std::to_string(client.pe) + " is in " +
-                                                    kind_name(header.kind) + " of " + std::to_string(header.bytes) + " bytes, PE " +
-                                                    std::to_string(collective_.pe) + " in " + kind_name(collective_.kind) + " of " +
-                                                    std::to_string(collective_.bytes));
+    } else if (header.kind != collective_.kind || header.sequence != collective_.sequence ||
+               header.bytes != collective_.bytes) {
+        return broadcast_error(
+            Code::kMismatch, std::string("PEs call different collectives: PE ") + std::to_string(client.pe) +
+                                 " is in " + kind_name(header.kind) + " of " + std::to_string(header.bytes) +
+                                 " bytes, PE " + std::to_string(collective_.pe) + " in " + kind_name(collective_.kind) +
+                                 " of " + std::to_string(collective_.bytes));
     }
     client.is_waiting = true;
     client.collected.swap(client.payload);
@@ -179,7 +186,8 @@ void BootstrapServer::handle_join(Client& client) {
     JoinPayload join;
     const FrameHeader& header = client.header;
     if (header.kind != kFrameJoin || header.bytes != sizeof join || header.pe >= options_.n_pes) {
-        EFA_LOG(kWarn, "bootstrap", "process %d is no PE of job \"%s\"; connection closed", client.pid, options_.job.c_str());
+        EFA_LOG(kWarn, "bootstrap", "process %d is no PE of job \"%s\"; connection closed", client.pid,
+                options_.job.c_str());
         return close_client(client);
     }
     std::memcpy(&join, client.payload.data(), sizeof join);
@@ -187,8 +195,10 @@ void BootstrapServer::handle_join(Client& client) {
     for (const Client& other : clients_)
         if (other.pe == header.pe) {
             const std::string text = who + " is there already (process " + std::to_string(other.pid) + ")";
-            const FrameHeader refusal{kFrameMagic, kFrameError, 0, static_cast<uint64_t>(Code::kInvalidArgument), text.size()};
-            if (write_frame(client.fd, refusal, text.data(), monotonic_ns() + kReplyNs) != 0) EFA_LOG(kWarn, "bootstrap", "%s", text.c_str());
+            const FrameHeader refusal{kFrameMagic, kFrameError, 0, static_cast<uint64_t>(Code::kInvalidArgument),
+                                      text.size()};
+            if (write_frame(client.fd, refusal, text.data(), monotonic_ns() + kReplyNs) != 0)
+                EFA_LOG(kWarn, "bootstrap", "%s", text.c_str());
             return close_client(client);
         }
     client.pe = header.pe;
@@ -199,9 +209,10 @@ void BootstrapServer::handle_join(Client& client) {
     }
     if (is_failed_) return reply_failure(client);
     if (join.n_pes != static_cast<uint32_t>(options_.n_pes) || join.abi != options_.abi)
-        return broadcast_error(Code::kMismatch, "PEs differ: " + who + " has " + std::to_string(join.n_pes) + " PEs and plugin ABI " +
-                                                    std::to_string(join.abi) + ", PE 0 has " + std::to_string(options_.n_pes) +
-                                                    " and ABI " + std::to_string(options_.abi));
+        return broadcast_error(Code::kMismatch, "PEs differ: " + who + " has " + std::to_string(join.n_pes) +
+                                                    " PEs and plugin ABI " + std::to_string(join.abi) + ", PE 0 has " +
+                                                    std::to_string(options_.n_pes) + " and ABI " +
+                                                    std::to_string(options_.abi));
     finish_collective();
 }
 
@@ -219,7 +230,8 @@ void BootstrapServer::finish_collective() {
         if (collective_.kind == kFrameAlltoall) {
             all.clear();
             for (const Client* client : by_pe)
-                all.insert(all.end(), client->collected.data() + pe * piece, client->collected.data() + (pe + 1) * piece);
+                all.insert(all.end(), client->collected.data() + pe * piece,
+                           client->collected.data() + (pe + 1) * piece);
         }
         by_pe[pe]->is_waiting = false;
         reply(*by_pe[pe], all.data(), all.size());
@@ -234,10 +246,11 @@ void BootstrapServer::reply(Client& client, const void* payload, size_t bytes) {
 }
 
 void BootstrapServer::reply_failure(Client& client) {
-    const FrameHeader header{kFrameMagic, kFrameError, static_cast<uint16_t>(client.pe), static_cast<uint64_t>(failure_code_),
-                             failure_.size()};
+    const FrameHeader header{kFrameMagic, kFrameError, static_cast<uint16_t>(client.pe),
+                             static_cast<uint64_t>(failure_code_), failure_.size()};
     // A PE that cannot be told has a deadline of its own.
-    if (client.fd >= 0 && write_frame(client.fd, header, failure_.data(), monotonic_ns() + kReplyNs) != 0) close_client(client);
+    if (client.fd >= 0 && write_frame(client.fd, header, failure_.data(), monotonic_ns() + kReplyNs) != 0)
+        close_client(client);
 }
 
 void BootstrapServer::lost(Client& client, const char* how) {
@@ -262,15 +275,16 @@ void BootstrapServer::check_deadlines() {
     for (Client& client : clients_)
         if (client.pe < 0 && client.fd >= 0 && now > client.joined_by_ns) close_client(client);
     if (!is_collecting_ || now <= collect_end_ns_) return;
-    broadcast_error(Code::kTimeout, "PE " + missing_pes() + " did not come to " + kind_name(collective_.kind) + " within " +
-                                        std::to_string(options_.timeout_ms) + " ms");
+    broadcast_error(Code::kTimeout, "PE " + missing_pes() + " did not come to " + kind_name(collective_.kind) +
+                                        " within " + std::to_string(options_.timeout_ms) + " ms");
 }
 
 std::string BootstrapServer::missing_pes() const {
     std::string list;
     for (int pe = 0; pe < options_.n_pes; ++pe) {
         const auto is_here = [pe](const Client& client) { return client.pe == pe && client.is_waiting; };
-        if (std::none_of(clients_.begin(), clients_.end(), is_here)) list += (list.empty() ? "" : ", ") + std::to_string(pe);
+        if (std::none_of(clients_.begin(), clients_.end(), is_here))
+            list += (list.empty() ? "" : ", ") + std::to_string(pe);
     }
     return list;
 }

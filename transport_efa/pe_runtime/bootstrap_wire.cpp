@@ -24,7 +24,8 @@ Status check_same_user(int fd, int* pid) {
     ucred peer{};
     socklen_t length = sizeof peer;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
-        return Status::error(Code::kAuth, nullptr, "cannot read who is at the other end of the bootstrap socket: %s", strerror(errno));
+        return Status::error(Code::kAuth, nullptr, "cannot read who is at the other end of the bootstrap socket: %s",
+                             strerror(errno));
     if (peer.uid != geteuid())
         return Status::error(Code::kAuth, "use a fresh random --job name; another user holds this one",
                              "the bootstrap socket's other end belongs to user %u, not to us (%u)",

@@ -11,7 +11,9 @@ constexpr uint32_t kOrderRounds = 200;
 
 std::vector<size_t> sizes_of(bool is_quick) {
     if (is_quick) return {1, 7, 64, 4095, 70001};
-    return {1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 65, 127, 255, 1023, 4096, 4097, 8191, 65535, 262145, (1u << 20) - 1, 1u << 20};
+    return {1,       2,  3,   4,   7,    8,    15,   16,   31,    32,     63,
+            64,      65, 127, 255, 1023, 4096, 4097, 8191, 65535, 262145, (1u << 20) - 1,
+            1u << 20};
 }
 
 // A target with guards on both sides, one for each (writer, lane).
@@ -19,7 +21,9 @@ struct Arena {
     char* base = nullptr;     // targets
     char* scratch = nullptr;  // local sides
     size_t bytes = 0;         // of one place
-    char* place(int writer, const Lane& lane) const { return base + (static_cast<size_t>(writer) * 2 + lane.is_proxy()) * bytes; }
+    char* place(int writer, const Lane& lane) const {
+        return base + (static_cast<size_t>(writer) * 2 + lane.is_proxy()) * bytes;
+    }
     char* local(const Lane& lane) const { return scratch + lane.is_proxy() * bytes; }
 };
 
@@ -28,7 +32,8 @@ uint64_t key_of(const Run& run, const Lane& lane, uint64_t what) {
 }
 
 // Writes guards, puts between them, reads everything back by get: the bytes are there, and nothing beside them.
-Status put_get(Run& run, Lane& lane, const Arena& arena, int target, size_t bytes, size_t remote_shift, size_t local_shift, bool is_nbi) {
+Status put_get(Run& run, Lane& lane, const Arena& arena, int target, size_t bytes, size_t remote_shift,
+               size_t local_shift, bool is_nbi) {
     char* place = arena.place(run.pe.id(), lane);
     char* local = arena.local(lane);
     const size_t whole = remote_shift + bytes + 2 * kGuard;
@@ -50,7 +55,8 @@ Status put_get(Run& run, Lane& lane, const Arena& arena, int target, size_t byte
         EFA_TRY(lane.get(target, place, local + local_shift, whole));
     }
     char what[96];
-    std::snprintf(what, sizeof what, "put and get of %zu bytes, shifts %zu and %zu%s", bytes, remote_shift, local_shift, is_nbi ? ", nbi" : "");
+    std::snprintf(what, sizeof what, "put and get of %zu bytes, shifts %zu and %zu%s", bytes, remote_shift, local_shift,
+                  is_nbi ? ", nbi" : "");
     run.checker.bytes(what, local + local_shift, expected.data(), whole);
     return Status();
 }
@@ -136,7 +142,9 @@ Status flag_after_data(Run& run, Lane& lane, const Arena& arena, uint64_t* words
     const uint64_t base = static_cast<uint64_t>(order) * kOrderRounds;
     for (uint64_t i = base + 1; i <= base + kOrderRounds; ++i) {
         const size_t bytes = 1 + mix(run.options.demo.seed + i) % 9000;  // the same on both sides
-        const auto key = [&](int writer) { return mix(run.options.demo.seed ^ mix(static_cast<uint64_t>(writer) << 40 | i << 1 | lane.is_proxy())); };
+        const auto key = [&](int writer) {
+            return mix(run.options.demo.seed ^ mix(static_cast<uint64_t>(writer) << 40 | i << 1 | lane.is_proxy()));
+        };
         char* source = arena.local(lane) + (i & 1) * 16384;
         fill_bytes(key(run.pe.id()), source, bytes);
         if (order == Order::kPutSignal) {
@@ -148,7 +156,9 @@ Status flag_after_data(Run& run, Lane& lane, const Arena& arena, uint64_t* words
         }
         EFA_TRY(run.pe.wait_until(flag, Compare::kAtLeast, i, from).with_context("flag after data"));
         fill_bytes(key(from), expected.data(), bytes);
-        run.checker.bytes(order == Order::kPutSignal ? "data under put_signal" : order == Order::kFence ? "data before fence and signal" : "data before quiet and p",
+        run.checker.bytes(order == Order::kPutSignal ? "data under put_signal"
+                          : order == Order::kFence   ? "data before fence and signal"
+                                                     : "data before quiet and p",
                           incoming, expected.data(), bytes);
         EFA_TRY(lane.signal(from, answer, abi::kAmoSignalSet, i));
         EFA_TRY(run.pe.wait_until(answer, Compare::kAtLeast, i, to).with_context("answer"));
@@ -201,9 +211,12 @@ Status run_conformance(Run& run) {
     EFA_TRY(run.phase("sizes", both([&](Lane& lane) { return sizes_and_alignments(run, lane, arena); })));
     EFA_TRY(run.phase("strides", both([&](Lane& lane) { return strided(run, lane, arena); })));
     EFA_TRY(run.phase("fence", both([&](Lane& lane) { return fenced_puts(run, lane, arena); })));
-    EFA_TRY(run.phase("put_signal", both([&](Lane& lane) { return flag_after_data(run, lane, arena, words, Order::kPutSignal); })));
-    EFA_TRY(run.phase("fence_signal", both([&](Lane& lane) { return flag_after_data(run, lane, arena, words, Order::kFence); })));
-    EFA_TRY(run.phase("quiet_p", both([&](Lane& lane) { return flag_after_data(run, lane, arena, words, Order::kQuiet); })));
+    EFA_TRY(run.phase("put_signal",
+                      both([&](Lane& lane) { return flag_after_data(run, lane, arena, words, Order::kPutSignal); })));
+    EFA_TRY(run.phase("fence_signal",
+                      both([&](Lane& lane) { return flag_after_data(run, lane, arena, words, Order::kFence); })));
+    EFA_TRY(run.phase("quiet_p",
+                      both([&](Lane& lane) { return flag_after_data(run, lane, arena, words, Order::kQuiet); })));
     EFA_TRY(run.phase("chunks", [&] { return across_chunks(run); }));
     return run.phase("amos", [&] { return demo_amos(run); });
 }

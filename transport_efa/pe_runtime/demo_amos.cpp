@@ -25,13 +25,14 @@ struct Actor {
 std::vector<Word> words_of(int abi_number) {
     std::vector<Word> words;
     for (const int bytes : {4, 8})
-        for (const auto opcode : {abi::kAmoInc, abi::kAmoSet, abi::kAmoAdd, abi::kAmoAnd, abi::kAmoOr, abi::kAmoXor, abi::kAmoFetch,
-                                  abi::kAmoFetchInc, abi::kAmoFetchAdd, abi::kAmoFetchAnd, abi::kAmoFetchOr, abi::kAmoFetchXor,
-                                  abi::kAmoSwap, abi::kAmoCompareSwap})
+        for (const auto opcode : {abi::kAmoInc, abi::kAmoSet, abi::kAmoAdd, abi::kAmoAnd, abi::kAmoOr, abi::kAmoXor,
+                                  abi::kAmoFetch, abi::kAmoFetchInc, abi::kAmoFetchAdd, abi::kAmoFetchAnd,
+                                  abi::kAmoFetchOr, abi::kAmoFetchXor, abi::kAmoSwap, abi::kAmoCompareSwap})
             words.push_back({opcode, bytes, false});
-    for (const auto opcode : {abi::kAmoSignal, abi::kAmoSignalSet, abi::kAmoSignalAdd}) words.push_back({opcode, 8, false});
+    for (const auto opcode : {abi::kAmoSignal, abi::kAmoSignalSet, abi::kAmoSignalAdd})
+        words.push_back({opcode, 8, false});
     if (abi_number >= 6)
-        for (const int bytes : {4, 8})
+        for (const int bytes : {2, 4, 8})
             for (const auto opcode : {abi::kAmoAdd, abi::kAmoFetchAdd}) words.push_back({opcode, bytes, true});
     return words;
 }
@@ -42,11 +43,20 @@ uint64_t start_value(const Word& word) {
     return word.opcode == abi::kAmoAnd || word.opcode == abi::kAmoFetchAnd ? mask_of(word) : 0;
 }
 
-uint64_t float_bits(const Word& word, double value) {
+// IEEE half of a whole number up to 2048, which is exact.
+uint64_t half_bits(uint64_t value) {
+    if (value == 0) return 0;
+    const auto exponent = static_cast<uint64_t>(std::bit_width(value) - 1);
+    return (exponent + 15) << 10 | (((value << 10) >> exponent) & 0x3ff);
+}
+
+uint64_t float_bits(const Word& word, uint64_t value) {
+    if (word.bytes == 2) return half_bits(value);
     uint64_t bits = 0;
-    const float single = static_cast<float>(value);
-    if (word.bytes == 4) std::memcpy(&bits, &single, 4);
-    else std::memcpy(&bits, &value, 8);
+    const auto single = static_cast<float>(value);
+    const auto twice = static_cast<double>(value);
+    if (word.bytes == 4) std::memcpy(&bits, &single, sizeof single);
+    else std::memcpy(&bits, &twice, sizeof twice);
     return bits;
 }
 
@@ -55,6 +65,9 @@ struct Folded {
     uint64_t sum = 0;      // of fetched values (SWAP: minus the values put in)
     uint64_t mix_sum = 0;  // of mix(fetched): two sets with the same sum rarely share it
 };
+
+// A half counts exactly to 2048 only, and there may be 128 actors.
+uint64_t float_addend(const Word& word, uint32_t actor) { return word.bytes == 2 ? 1 : actor + 1; }
 
 uint64_t operand_of(const Word& word, const Actor& actor, uint32_t repeat) {
     switch (word.opcode) {
@@ -68,7 +81,7 @@ uint64_t operand_of(const Word& word, const Actor& actor, uint32_t repeat) {
         case abi::kAmoSet:
         case abi::kAmoSignal:
         case abi::kAmoSignalSet: return 0x1000 + actor.index;
-        default: return word.is_float ? float_bits(word, actor.index + 1) : actor.index + 1;
+        default: return word.is_float ? float_bits(word, float_addend(word, actor.index)) : actor.index + 1;
     }
 }
 
@@ -101,8 +114,10 @@ Status act(Run& run, Lane& lane, int home, uint64_t* word, const Word& kind, con
         folded->mix_sum += mix(before);
         if (kind.opcode == abi::kAmoFetch) run.checker.word("FETCH of a word that nobody changes", before, 0);
         // From its second operation on an actor must see its own first one.
-        if (repeat && kind.opcode == abi::kAmoFetchOr) run.checker.holds("FETCH_OR sees this PE's own bit", before & operand);
-        if (repeat && kind.opcode == abi::kAmoFetchAnd) run.checker.holds("FETCH_AND sees this PE's own bit", (before & ~operand & mask_of(kind)) == 0);
+        if (repeat && kind.opcode == abi::kAmoFetchOr)
+            run.checker.holds("FETCH_OR sees this PE's own bit", before & operand);
+        if (repeat && kind.opcode == abi::kAmoFetchAnd)
+            run.checker.holds("FETCH_AND sees this PE's own bit", (before & ~operand & mask_of(kind)) == 0);
     }
     return Status();
 }
@@ -117,7 +132,8 @@ void check_final(Run& run, const Word& word, uint64_t seen, uint32_t actors, con
         toggled ^= actor.bit(word.bytes);
     }
     char what[64];
-    std::snprintf(what, sizeof what, "atomic %d of %d bytes%s", word.opcode, word.bytes, word.is_float ? ", float" : "");
+    std::snprintf(what, sizeof what, "atomic %d of %d bytes%s", word.opcode, word.bytes,
+                  word.is_float ? ", float" : "");
     switch (word.opcode) {
         case abi::kAmoInc:
         case abi::kAmoCompareSwap: run.checker.word(what, seen, times); break;
@@ -130,7 +146,9 @@ void check_final(Run& run, const Word& word, uint64_t seen, uint32_t actors, con
         }
         case abi::kAmoAdd:
         case abi::kAmoFetchAdd:
-        case abi::kAmoSignalAdd: run.checker.word(what, seen, word.is_float ? float_bits(word, static_cast<double>(sum)) : sum); break;
+        case abi::kAmoSignalAdd:
+            run.checker.word(what, seen, word.is_float ? float_bits(word, word.bytes == 2 ? times : sum) : sum);
+            break;
         case abi::kAmoAnd:
         case abi::kAmoFetchAnd: run.checker.word(what, seen, ~bits & mask_of(word)); break;
         case abi::kAmoOr:
@@ -158,7 +176,8 @@ Status demo_amos(Run& run) {
     EFA_TRY(run.on_both_lanes([&](Lane& lane) {
         const Actor actor{static_cast<uint32_t>(run.pe.id() * 2 + lane.is_proxy()), static_cast<uint32_t>(n_pes * 2)};
         for (size_t i = 0; i < words.size(); ++i)
-            EFA_TRY(act(run, lane, static_cast<int>(i) % n_pes, block + i, words[i], actor, &folded[lane.is_proxy()][i]));
+            EFA_TRY(
+                act(run, lane, static_cast<int>(i) % n_pes, block + i, words[i], actor, &folded[lane.is_proxy()][i]));
         return lane.quiet();
     }));
     EFA_TRY(run.pe.barrier_all());

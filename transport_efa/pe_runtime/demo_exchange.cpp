@@ -19,13 +19,19 @@ struct MessageHeader {
 static_assert(sizeof(MessageHeader) == 32);
 
 uint32_t header_check(const MessageHeader& h) {
-    return static_cast<uint32_t>(mix(mix(uint64_t{h.pe} << 32 | h.token) ^ mix(uint64_t{h.slot} << 32 | h.round) ^ h.expert));
+    return static_cast<uint32_t>(
+        mix(mix(uint64_t{h.pe} << 32 | h.token) ^ mix(uint64_t{h.slot} << 32 | h.round) ^ h.expert));
 }
 
 class Exchange {
    public:
-    explicit Exchange(Run& run) : run_(run), demo_(run.options.demo), n_pes_(static_cast<uint32_t>(run.pe.n_pes())),
-          me_(static_cast<uint32_t>(run.pe.id())), messages_max_(demo_.tokens * demo_.topk), expected_(demo_.hidden_bytes) {
+    explicit Exchange(Run& run)
+        : run_(run),
+          demo_(run.options.demo),
+          n_pes_(static_cast<uint32_t>(run.pe.n_pes())),
+          me_(static_cast<uint32_t>(run.pe.id())),
+          messages_max_(demo_.tokens * demo_.topk),
+          expected_(demo_.hidden_bytes) {
         // Odd strides: hardly a message starts at an aligned address.
         stride_ = (sizeof(MessageHeader) + demo_.hidden_bytes) | 1;
     }
@@ -42,9 +48,13 @@ class Exchange {
 
     uint32_t experts_per_pe() const { return demo_.experts / n_pes_; }
     Lane& lane() { return run_.proxy; }
-    char* inbox(uint32_t source, uint32_t message) const { return inbox_ + (size_t{source} * messages_max_ + message) * stride_; }
+    char* inbox(uint32_t source, uint32_t message) const {
+        return inbox_ + (size_t{source} * messages_max_ + message) * stride_;
+    }
     char* outbox(uint32_t message) const { return outbox_ + size_t{message} * stride_; }
-    char* answer(uint32_t token, uint32_t slot) const { return answers_ + (size_t{token} * demo_.topk + slot) * (demo_.hidden_bytes | 1u); }
+    char* answer(uint32_t token, uint32_t slot) const {
+        return answers_ + (size_t{token} * demo_.topk + slot) * (demo_.hidden_bytes | 1u);
+    }
     void stage(uint32_t round);
     Status send(uint32_t round);
     Status serve(uint32_t source, uint32_t round);
@@ -59,8 +69,8 @@ class Exchange {
     char *inbox_ = nullptr, *outbox_ = nullptr, *answers_ = nullptr;
     Counts *counts_in_ = nullptr, *counts_out_ = nullptr;
     uint64_t *counts_signal_ = nullptr, *token_signal_ = nullptr, *answer_signal_ = nullptr, *done_signal_ = nullptr;
-    std::vector<uint64_t> tokens_seen_, answers_seen_;            // what the signals have reached so far
-    std::vector<std::vector<uint32_t>> messages_;                 // by target PE: token * topk + slot
+    std::vector<uint64_t> tokens_seen_, answers_seen_;  // what the signals have reached so far
+    std::vector<std::vector<uint32_t>> messages_;       // by target PE: token * topk + slot
     std::vector<unsigned char> expected_;
 };
 
@@ -83,8 +93,9 @@ Status Exchange::allocate() {
 }
 
 Status Exchange::release() {
-    for (void* block : {static_cast<void*>(counts_signal_), static_cast<void*>(counts_out_), static_cast<void*>(counts_in_),
-                        static_cast<void*>(answers_), static_cast<void*>(outbox_), static_cast<void*>(inbox_)})
+    for (void* block :
+         {static_cast<void*>(counts_signal_), static_cast<void*>(counts_out_), static_cast<void*>(counts_in_),
+          static_cast<void*>(answers_), static_cast<void*>(outbox_), static_cast<void*>(inbox_)})
         EFA_TRY(run_.pe.free(block));
     return Status();
 }
@@ -113,11 +124,12 @@ Status Exchange::send(uint32_t round) {
     for (uint32_t i = 0; i < n_pes_; ++i) {
         const uint32_t target = (me_ + i) % n_pes_;
         counts_out_[target].round = round;
-        EFA_TRY(lane().put_signal(static_cast<int>(target), &counts_in_[me_], &counts_out_[target], sizeof(Counts), &counts_signal_[me_],
-                                  abi::kAmoSignalSet, round + 1));
+        EFA_TRY(lane().put_signal(static_cast<int>(target), &counts_in_[me_], &counts_out_[target], sizeof(Counts),
+                                  &counts_signal_[me_], abi::kAmoSignalSet, round + 1));
         for (uint32_t k = 0; k < messages_[target].size(); ++k)
             EFA_TRY(lane().put_signal(static_cast<int>(target), inbox(me_, k), outbox(messages_[target][k]),
-                                      sizeof(MessageHeader) + demo_.hidden_bytes, &token_signal_[me_], abi::kAmoSignalAdd, 1));
+                                      sizeof(MessageHeader) + demo_.hidden_bytes, &token_signal_[me_],
+                                      abi::kAmoSignalAdd, 1));
     }
     return Status();
 }
@@ -127,8 +139,9 @@ bool Exchange::check_message(uint32_t source, uint32_t round, char* message) {
     MessageHeader header;
     std::memcpy(&header, message, sizeof header);
     run_.checker.token();
-    const bool is_sane = header.pe == source && header.round == round && header.token < demo_.tokens && header.slot < demo_.topk &&
-                         header.check == header_check(header) && header.expert / experts_per_pe() == me_;
+    const bool is_sane = header.pe == source && header.round == round && header.token < demo_.tokens &&
+                         header.slot < demo_.topk && header.check == header_check(header) &&
+                         header.expert / experts_per_pe() == me_;
     if (!run_.checker.holds("the header of a token", is_sane)) return false;
     const TokenId id{source, header.token, header.slot, round};
     const auto experts = route_token(demo_.seed, id, demo_.topk, demo_.experts);
@@ -145,10 +158,13 @@ Status Exchange::serve(uint32_t source, uint32_t round) {
     Counts counts;
     std::memcpy(&counts, &counts_in_[source], sizeof counts);
     if (!run_.checker.holds("a counts record", counts.round == round && counts.messages <= messages_max_))
-        return Status::error(Code::kProtocol, nullptr, "the counts record of PE %u for round %u is wrong", source, round);
+        return Status::error(Code::kProtocol, nullptr, "the counts record of PE %u for round %u is wrong", source,
+                             round);
     tokens_seen_[source] += counts.messages;
-    EFA_TRY(run_.pe.wait_until(&token_signal_[source], Compare::kAtLeast, tokens_seen_[source], from).with_context("tokens"));
-    if (run_.options.corrupt && me_ == 0 && round == 0 && counts.messages > 0) inbox(source, 0)[sizeof(MessageHeader)] ^= 1;
+    EFA_TRY(run_.pe.wait_until(&token_signal_[source], Compare::kAtLeast, tokens_seen_[source], from)
+                .with_context("tokens"));
+    if (run_.options.corrupt && me_ == 0 && round == 0 && counts.messages > 0)
+        inbox(source, 0)[sizeof(MessageHeader)] ^= 1;
     for (uint32_t k = 0; k < counts.messages; ++k) {
         char* message = inbox(source, k);
         if (!check_message(source, round, message)) continue;
@@ -164,8 +180,10 @@ Status Exchange::serve(uint32_t source, uint32_t round) {
 Status Exchange::collect(uint32_t round) {
     for (uint32_t source = 0; source < n_pes_; ++source) {
         answers_seen_[source] += messages_[source].size();
-        EFA_TRY(run_.pe.wait_until(&answer_signal_[source], Compare::kAtLeast, answers_seen_[source], static_cast<int>(source))
-                    .with_context("answers"));
+        EFA_TRY(
+            run_.pe
+                .wait_until(&answer_signal_[source], Compare::kAtLeast, answers_seen_[source], static_cast<int>(source))
+                .with_context("answers"));
         for (const uint32_t n : messages_[source]) {
             const TokenId id{me_, n / demo_.topk, n % demo_.topk, round};
             const auto experts = route_token(demo_.seed, id, demo_.topk, demo_.experts);
@@ -183,7 +201,8 @@ Status Exchange::meet(uint32_t round) {
     for (uint32_t pe = 0; pe < n_pes_; ++pe)
         EFA_TRY(lane().signal(static_cast<int>(pe), &done_signal_[me_], abi::kAmoSignalSet, round + 1));
     for (uint32_t pe = 0; pe < n_pes_; ++pe)
-        EFA_TRY(run_.pe.wait_until(&done_signal_[pe], Compare::kAtLeast, round + 1, static_cast<int>(pe)).with_context("end of a round"));
+        EFA_TRY(run_.pe.wait_until(&done_signal_[pe], Compare::kAtLeast, round + 1, static_cast<int>(pe))
+                    .with_context("end of a round"));
     return Status();
 }
 
@@ -224,7 +243,8 @@ Status side_traffic(Run& run) {
     EFA_TRY(run.host.quiet());
     EFA_TRY(run.pe.bootstrap().barrier());
     uint64_t expected = 0;
-    for (uint32_t i = 0; i < n_ops; ++i) expected += static_cast<int>(i) % n_pes == me ? static_cast<uint64_t>(n_pes) : 0;
+    for (uint32_t i = 0; i < n_ops; ++i)
+        expected += static_cast<int>(i) % n_pes == me ? static_cast<uint64_t>(n_pes) : 0;
     uint64_t total = 0;
     EFA_TRY(run.host.amo(me, counter, {abi::kAmoFetch}, &total));
     run.checker.word("a counter beside the exchange", total, expected);
@@ -240,7 +260,8 @@ Status demo_exchange(Run& run) {
     EFA_TRY(exchange.allocate());
     EFA_TRY(run.on_two_threads([&] { return side_traffic(run); },
                                [&]() -> Status {
-                                   for (uint32_t round = 0; round < demo.rounds; ++round) EFA_TRY(exchange.round(round));
+                                   for (uint32_t round = 0; round < demo.rounds; ++round)
+                                       EFA_TRY(exchange.round(round));
                                    return Status();
                                }));
     EFA_TRY(run.pe.barrier_all());

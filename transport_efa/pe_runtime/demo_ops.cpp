@@ -10,14 +10,17 @@ constexpr size_t kBulkOffset = 4096;
 constexpr uint32_t kBulkOps = 12;
 
 struct Areas {
-    char* base;  // n_pes * 2 areas
+    char* base;     // n_pes * 2 areas
     char* scratch;  // one area a lane
-    char* area(int writer, const Lane& lane) const { return base + (static_cast<size_t>(writer) * 2 + lane.is_proxy()) * kAreaBytes; }
+    char* area(int writer, const Lane& lane) const {
+        return base + (static_cast<size_t>(writer) * 2 + lane.is_proxy()) * kAreaBytes;
+    }
     char* mine(const Lane& lane) const { return scratch + lane.is_proxy() * kAreaBytes; }
 };
 
 uint64_t key_of(const Run& run, int writer, int target, const Lane& lane) {
-    return mix(run.options.demo.seed ^ mix(static_cast<uint64_t>(writer) << 40 | static_cast<uint64_t>(target) << 8 | lane.is_proxy()));
+    return mix(run.options.demo.seed ^
+               mix(static_cast<uint64_t>(writer) << 40 | static_cast<uint64_t>(target) << 8 | lane.is_proxy()));
 }
 
 // p of every width, read back with g of every width.
@@ -51,7 +54,8 @@ Status bulk(Run& run, Lane& lane, const Areas& areas, int target) {
         // Pieces meet at odd addresses: each starts where the last one ended.
         const size_t cut = 1 + sequence.below(stride - 2);
         const size_t start = i * stride;
-        EFA_TRY(i % 3 == 0 ? lane.put(target, place + start, mine + start, cut) : lane.put_nbi(target, place + start, mine + start, cut));
+        EFA_TRY(i % 3 == 0 ? lane.put(target, place + start, mine + start, cut)
+                           : lane.put_nbi(target, place + start, mine + start, cut));
         EFA_TRY(lane.put_nbi(target, place + start + cut, mine + start + cut, stride - cut));
     }
     EFA_TRY(lane.quiet());
@@ -59,7 +63,8 @@ Status bulk(Run& run, Lane& lane, const Areas& areas, int target) {
     std::memset(mine, 0, bytes);
     for (uint32_t i = 0; i < kBulkOps; ++i) {
         const size_t start = i * stride;
-        EFA_TRY(i % 4 == 0 ? lane.get(target, place + start, mine + start, stride) : lane.get_nbi(target, place + start, mine + start, stride));
+        EFA_TRY(i % 4 == 0 ? lane.get(target, place + start, mine + start, stride)
+                           : lane.get_nbi(target, place + start, mine + start, stride));
     }
     EFA_TRY(lane.quiet());
     run.checker.bytes("put, then get", mine, expected.data(), expected.size());
@@ -88,7 +93,8 @@ Status demo_ops(Run& run) {
         for (const Lane* lane : {&run.host, &run.proxy}) {
             const size_t bytes = (kAreaBytes - kBulkOffset) / kBulkOps * kBulkOps;
             fill_bytes(key_of(run, writer, run.pe.id(), *lane), expected.data(), kAreaBytes - kBulkOffset);
-            run.checker.bytes("what another PE put here", areas.area(writer, *lane) + kBulkOffset, expected.data(), bytes);
+            run.checker.bytes("what another PE put here", areas.area(writer, *lane) + kBulkOffset, expected.data(),
+                              bytes);
         }
     }
     EFA_TRY(run.pe.free(areas.scratch));

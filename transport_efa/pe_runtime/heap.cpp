@@ -19,13 +19,14 @@ Status SymmetricHeap::create(const HeapOptions& options, std::unique_ptr<Symmetr
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     if (options.chunk_bytes == 0 || options.chunk_bytes % page || options.chunk_bytes > kChunkBytesMax ||
         options.reserve_bytes < options.chunk_bytes)
-        return Status::error(Code::kInvalidArgument, "a multiple of the page size, at most 2 GiB and no more than the reservation",
+        return Status::error(Code::kInvalidArgument,
+                             "a multiple of the page size, at most 2 GiB and no more than the reservation",
                              "heap chunks of %zu bytes", options.chunk_bytes);
     std::unique_ptr<SymmetricHeap> made(new SymmetricHeap(options));
     void* base = mmap(nullptr, options.reserve_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED)
-        return Status::error(Code::kResource, "raise the limit of address space (ulimit -v)", "cannot reserve %zu bytes for the heap: %s",
-                             options.reserve_bytes, strerror(errno));
+        return Status::error(Code::kResource, "raise the limit of address space (ulimit -v)",
+                             "cannot reserve %zu bytes for the heap: %s", options.reserve_bytes, strerror(errno));
     made->base_ = static_cast<char*>(base);
     *heap = std::move(made);
     return Status();
@@ -45,9 +46,11 @@ Status SymmetricHeap::exchange_bases(BootstrapSocket& bootstrap) {
     my_pe_ = bootstrap.pe();
     for (size_t pe = 0; pe < all.size(); ++pe) {
         if (all[pe].reserve_bytes != mine.reserve_bytes || all[pe].chunk_bytes != mine.chunk_bytes)
-            return Status::error(Code::kMismatch, "give all PEs the same heap sizes", "PE %zu reserves a heap of %llu bytes in chunks of %llu, PE %d %zu in %zu",
-                                 pe, static_cast<unsigned long long>(all[pe].reserve_bytes),
-                                 static_cast<unsigned long long>(all[pe].chunk_bytes), my_pe_, options_.reserve_bytes, options_.chunk_bytes);
+            return Status::error(Code::kMismatch, "give all PEs the same heap sizes",
+                                 "PE %zu reserves a heap of %llu bytes in chunks of %llu, PE %d %zu in %zu", pe,
+                                 static_cast<unsigned long long>(all[pe].reserve_bytes),
+                                 static_cast<unsigned long long>(all[pe].chunk_bytes), my_pe_, options_.reserve_bytes,
+                                 options_.chunk_bytes);
         peer_bases_.push_back(all[pe].base);
     }
     return Status();
@@ -69,7 +72,8 @@ Status SymmetricHeap::grow_chunk(PluginPort& port, BootstrapSocket& bootstrap, s
         return Status::error(Code::kResource, "start with a larger heap (--heap-mb) or larger chunks",
                              "the symmetric heap is full: %zu bytes in %d chunks", offset, index);
     if (mprotect(base_ + offset, bytes, PROT_READ | PROT_WRITE) != 0)
-        return Status::error(Code::kResource, "lower --heap-mb", "no memory for %zu more bytes of heap: %s", bytes, strerror(errno));
+        return Status::error(Code::kResource, "lower --heap-mb", "no memory for %zu more bytes of heap: %s", bytes,
+                             strerror(errno));
     Chunk& chunk = chunks_[static_cast<size_t>(index)];
     chunk.offset = offset;
     chunk.bytes = bytes;
@@ -101,7 +105,8 @@ Status SymmetricHeap::allocate(PluginPort& port, BootstrapSocket& bootstrap, siz
     for (size_t pe = 0; pe < all.size(); ++pe)
         if (all[pe] != wanted)
             return Status::error(Code::kMismatch, "a symmetric allocation is collective: same size on all PEs",
-                                 "PE %zu asks for %llu bytes, PE %d for %llu", pe, static_cast<unsigned long long>(all[pe]), my_pe_,
+                                 "PE %zu asks for %llu bytes, PE %d for %llu", pe,
+                                 static_cast<unsigned long long>(all[pe]), my_pe_,
                                  static_cast<unsigned long long>(wanted));
     size_t offset = 0;
     while (!take_free(wanted, &offset)) EFA_TRY(grow(port, bootstrap, options_.chunk_bytes));
@@ -113,7 +118,8 @@ Status SymmetricHeap::allocate(PluginPort& port, BootstrapSocket& bootstrap, siz
 Status SymmetricHeap::release(void* block) {
     const auto found = allocated_.find(static_cast<size_t>(static_cast<char*>(block) - base_));
     if (found == allocated_.end())
-        return Status::error(Code::kInvalidArgument, "free what malloc returned, once", "%p is no block of the symmetric heap", block);
+        return Status::error(Code::kInvalidArgument, "free what malloc returned, once",
+                             "%p is no block of the symmetric heap", block);
     add_free(found->first, found->second);
     allocated_.erase(found);
     return Status();
@@ -161,10 +167,11 @@ Status SymmetricHeap::register_buffer(PluginPort& port, void* buffer, size_t byt
     const auto start = reinterpret_cast<uintptr_t>(buffer);
     const auto after = buffers_.lower_bound(start);
     const bool hits_next = after != buffers_.end() && after->first < start + bytes;
-    const bool hits_previous = after != buffers_.begin() && std::prev(after)->first + std::prev(after)->second.bytes > start;
+    const bool hits_previous =
+        after != buffers_.begin() && std::prev(after)->first + std::prev(after)->second.bytes > start;
     if (bytes == 0 || hits_next || hits_previous)
-        return Status::error(Code::kInvalidArgument, "unregister the other one first", "buffer %p of %zu bytes is empty or overlaps a registered one",
-                             buffer, bytes);
+        return Status::error(Code::kInvalidArgument, "unregister the other one first",
+                             "buffer %p of %zu bytes is empty or overlaps a registered one", buffer, bytes);
     auto handle = std::make_unique<abi::MemHandleBytes>();
     EFA_TRY(port.get_mem_handle(handle.get(), buffer, bytes, true).with_context("registering a buffer"));
     buffers_[start] = Buffer{bytes, std::move(handle)};
@@ -175,7 +182,8 @@ Status SymmetricHeap::unregister_buffer(PluginPort& port, void* buffer) {
     std::lock_guard guard(buffers_lock_);
     const auto found = buffers_.find(reinterpret_cast<uintptr_t>(buffer));
     if (found == buffers_.end())
-        return Status::error(Code::kUnregistered, "pass the address that was registered", "%p is no registered buffer", buffer);
+        return Status::error(Code::kUnregistered, "pass the address that was registered", "%p is no registered buffer",
+                             buffer);
     Status status = port.release_mem_handle(found->second.handle.get());
     buffers_.erase(found);
     return status;
@@ -194,7 +202,8 @@ Status SymmetricHeap::find_remote(int pe, const void* symmetric, Piece* piece, u
     const auto address = reinterpret_cast<uintptr_t>(symmetric);
     const auto base = reinterpret_cast<uintptr_t>(base_);
     if (pe < 0 || static_cast<size_t>(pe) >= peer_bases_.size())
-        return Status::error(Code::kInvalidArgument, "PEs are numbered from 0", "PE %d does not exist: the job has %zu", pe, peer_bases_.size());
+        return Status::error(Code::kInvalidArgument, "PEs are numbered from 0", "PE %d does not exist: the job has %zu",
+                             pe, peer_bases_.size());
     Chunk* chunk = address < base ? nullptr : chunk_of(address - base);
     if (!chunk) return unregistered(symmetric, "the remote side of an operation must be in the symmetric heap");
     *offset = address - base;
@@ -223,8 +232,8 @@ Status SymmetricHeap::find_local(const void* address, Piece* piece) {
 }
 
 Status SymmetricHeap::unregistered(const void* address, const char* hint) const {
-    return Status::error(Code::kUnregistered, hint, "PE %d: address %p is not registered (the heap is %p, %zu bytes)", my_pe_, address,
-                         static_cast<void*>(base_), committed_bytes());
+    return Status::error(Code::kUnregistered, hint, "PE %d: address %p is not registered (the heap is %p, %zu bytes)",
+                         my_pe_, address, static_cast<void*>(base_), committed_bytes());
 }
 
 }  // namespace nvshmem_efa::pe

@@ -68,7 +68,8 @@ Status LaneCalls::g(int pe, const void* symmetric, void* target, int bytes) {
     return port_.rma(caller_, call);
 }
 
-Status LaneCalls::strided(abi::RmaOpcode opcode, const Transfer& first, size_t n_elements, ptrdiff_t remote_stride, ptrdiff_t local_stride) {
+Status LaneCalls::strided(abi::RmaOpcode opcode, const Transfer& first, size_t n_elements, ptrdiff_t remote_stride,
+                          ptrdiff_t local_stride) {
     Transfer left = first;
     RmaCall call;
     EFA_TRY(next_piece(opcode, left, false, &call));
@@ -131,7 +132,8 @@ Status LaneCalls::quiet() {
 
 Status LaneCalls::quiet(int pe) {
     if (pe < 0 || pe >= n_pes_)
-        return Status::error(Code::kInvalidArgument, "PEs are numbered from 0", "quiet: PE %d does not exist: the job has %d", pe, n_pes_);
+        return Status::error(Code::kInvalidArgument, "PEs are numbered from 0",
+                             "quiet: PE %d does not exist: the job has %d", pe, n_pes_);
     return port_.quiet(caller_, pe);
 }
 

@@ -47,7 +47,8 @@ class LaneCalls {
     // G: to a slot of the heap (proxy), or to the caller's stack with no handle (host).
     Status g(int pe, const void* symmetric, void* target, int bytes);
     // Strided elements, counted in elements; one handle must cover each side.
-    Status strided(abi::RmaOpcode opcode, const Transfer& first, size_t n_elements, ptrdiff_t remote_stride, ptrdiff_t local_stride);
+    Status strided(abi::RmaOpcode opcode, const Transfer& first, size_t n_elements, ptrdiff_t remote_stride,
+                   ptrdiff_t local_stride);
     // Fetching: the plugin writes value, then flag = `tag`, to `slot`.
     Status amo(int pe, void* symmetric, const Amo& amo, FetchSlot* slot, uint64_t tag);
     // ABI 4 on: put_signal. ABI 3: rma, fence, amo, as NVSHMEM's proxy does.

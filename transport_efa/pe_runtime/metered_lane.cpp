@@ -12,13 +12,15 @@ Transfer transfer_of(int pe, const void* symmetric, const void* local, size_t by
 
 Status Lane::put_nbi(int pe, void* symmetric, const void* source, size_t bytes) {
     return metered(Op::kPutNbi, bytes, [&] {
-        return is_proxy_ ? pe_.proxy().put_nbi(transfer_of(pe, symmetric, source, bytes)) : pe_.put_nbi(pe, symmetric, source, bytes);
+        return is_proxy_ ? pe_.proxy().put_nbi(transfer_of(pe, symmetric, source, bytes))
+                         : pe_.put_nbi(pe, symmetric, source, bytes);
     });
 }
 
 Status Lane::get_nbi(int pe, const void* symmetric, void* target, size_t bytes) {
     return metered(Op::kGetNbi, bytes, [&] {
-        return is_proxy_ ? pe_.proxy().get_nbi(transfer_of(pe, symmetric, target, bytes)) : pe_.get_nbi(pe, symmetric, target, bytes);
+        return is_proxy_ ? pe_.proxy().get_nbi(transfer_of(pe, symmetric, target, bytes))
+                         : pe_.get_nbi(pe, symmetric, target, bytes);
     });
 }
 
@@ -39,26 +41,31 @@ Status Lane::get(int pe, const void* symmetric, void* target, size_t bytes) {
 }
 
 Status Lane::p(int pe, void* symmetric, uint64_t value, int bytes) {
-    return metered(Op::kP, static_cast<size_t>(bytes),
-                   [&] { return is_proxy_ ? pe_.proxy().p(pe, symmetric, value, bytes) : pe_.p(pe, symmetric, value, bytes); });
+    return metered(Op::kP, static_cast<size_t>(bytes), [&] {
+        return is_proxy_ ? pe_.proxy().p(pe, symmetric, value, bytes) : pe_.p(pe, symmetric, value, bytes);
+    });
 }
 
 Status Lane::g(int pe, const void* symmetric, int bytes, uint64_t* value) {
-    return metered(Op::kG, static_cast<size_t>(bytes),
-                   [&] { return is_proxy_ ? pe_.proxy().g(pe, symmetric, bytes, value) : pe_.g(pe, symmetric, bytes, value); });
+    return metered(Op::kG, static_cast<size_t>(bytes), [&] {
+        return is_proxy_ ? pe_.proxy().g(pe, symmetric, bytes, value) : pe_.g(pe, symmetric, bytes, value);
+    });
 }
 
 Status Lane::amo(int pe, void* word, const Amo& amo, uint64_t* fetched) {
-    return metered(amo.is_fetching() ? Op::kAmoFetch : Op::kAmo, static_cast<size_t>(amo.bytes),
-                   [&] { return is_proxy_ ? pe_.proxy().amo(pe, word, amo, fetched) : pe_.amo(pe, word, amo, fetched); });
+    return metered(amo.is_fetching() ? Op::kAmoFetch : Op::kAmo, static_cast<size_t>(amo.bytes), [&] {
+        return is_proxy_ ? pe_.proxy().amo(pe, word, amo, fetched) : pe_.amo(pe, word, amo, fetched);
+    });
 }
 
 Status Lane::signal(int pe, uint64_t* word, abi::AmoOpcode opcode, uint64_t value) {
     const Amo amo{opcode, value};
-    return metered(Op::kSignal, sizeof *word, [&] { return is_proxy_ ? pe_.proxy().amo(pe, word, amo) : pe_.amo(pe, word, amo); });
+    return metered(Op::kSignal, sizeof *word,
+                   [&] { return is_proxy_ ? pe_.proxy().amo(pe, word, amo) : pe_.amo(pe, word, amo); });
 }
 
-Status Lane::put_signal(int pe, void* symmetric, const void* source, size_t bytes, uint64_t* word, abi::AmoOpcode opcode, uint64_t value) {
+Status Lane::put_signal(int pe, void* symmetric, const void* source, size_t bytes, uint64_t* word,
+                        abi::AmoOpcode opcode, uint64_t value) {
     const Amo amo{opcode, value};
     // Not timed: what counts is when the other side sees it. The latency phase measures that.
     meter_.count(Op::kPutSignal, bytes);

@@ -21,7 +21,8 @@ class Lane {
     Status g(int pe, const void* symmetric, int bytes, uint64_t* value);
     Status amo(int pe, void* word, const Amo& amo, uint64_t* fetched = nullptr);
     Status signal(int pe, uint64_t* word, abi::AmoOpcode opcode, uint64_t value);
-    Status put_signal(int pe, void* symmetric, const void* source, size_t bytes, uint64_t* word, abi::AmoOpcode opcode, uint64_t value);
+    Status put_signal(int pe, void* symmetric, const void* source, size_t bytes, uint64_t* word, abi::AmoOpcode opcode,
+                      uint64_t value);
     Status fence();
     Status quiet();
 

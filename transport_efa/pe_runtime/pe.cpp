@@ -20,10 +20,12 @@ BootstrapSocket& socket_of(abi::BootstrapHandle* handle) { return *static_cast<B
 
 // The plugin knows only that it failed; our socket keeps the reason, which Pe::check() returns.
 int boot_allgather(const void* send, void* recv, int bytes, abi::BootstrapHandle* handle) {
-    return bytes >= 0 && socket_of(handle).allgather(send, recv, static_cast<size_t>(bytes)).ok() ? 0 : abi::kHostInternal;
+    return bytes >= 0 && socket_of(handle).allgather(send, recv, static_cast<size_t>(bytes)).ok() ? 0
+                                                                                                  : abi::kHostInternal;
 }
 int boot_alltoall(const void* send, void* recv, int bytes, abi::BootstrapHandle* handle) {
-    return bytes >= 0 && socket_of(handle).alltoall(send, recv, static_cast<size_t>(bytes)).ok() ? 0 : abi::kHostInternal;
+    return bytes >= 0 && socket_of(handle).alltoall(send, recv, static_cast<size_t>(bytes)).ok() ? 0
+                                                                                                 : abi::kHostInternal;
 }
 int boot_barrier(abi::BootstrapHandle* handle) { return socket_of(handle).barrier().ok() ? 0 : abi::kHostInternal; }
 void boot_global_exit(int status) {
@@ -110,10 +112,12 @@ Status Pe::start_plugin() {
         int& access = caps_[static_cast<size_t>(peer.pe)];
         EFA_TRY(port_->can_reach_peer(&peer, &access));
         if (access == 0)
-            return Status::error(Code::kUnsupported, "see the plugin's log", "the plugin says that PE %d cannot be reached", peer.pe);
+            return Status::error(Code::kUnsupported, "see the plugin's log",
+                                 "the plugin says that PE %d cannot be reached", peer.pe);
     }
     if (port_->n_devices() < 1)
-        return Status::error(Code::kMissing, "set NVSHMEM_EFA_MODE=soft where there is no device", "%s offers no device", port_->path().c_str());
+        return Status::error(Code::kMissing, "set NVSHMEM_EFA_MODE=soft where there is no device",
+                             "%s offers no device", port_->path().c_str());
     std::vector<int> devices;
     for (int i = 0; i < port_->n_devices(); ++i) devices.push_back(i);
     return port_->connect_endpoints(devices);
@@ -129,7 +133,8 @@ Status Pe::start_proxy() {
     proxy.timeout_ms = options_.timeout_ms;
     proxy.on_failure = [this](const Status& why) { fail(why); };
     proxy.check_job = [this] { return check(); };
-    proxy_ = std::make_unique<Proxy>(LaneCalls(*port_, *heap_, Caller::kProxy, options_.n_pes), *port_, std::move(proxy));
+    proxy_ =
+        std::make_unique<Proxy>(LaneCalls(*port_, *heap_, Caller::kProxy, options_.n_pes), *port_, std::move(proxy));
     return Status();
 }
 
@@ -215,9 +220,10 @@ Status Pe::wait_until(const uint64_t* word, Compare compare, uint64_t value, int
         if ((turn & 63u) == 63u) EFA_TRY(check());
         if (deadline.passed())
             return finish(Status::error(Code::kTimeout, "see PE's own log, or raise --timeout-ms",
-                                        "PE %d waited %llu ms for PE %d to signal: the word holds %llu, wanted %llu", options_.pe,
-                                        static_cast<unsigned long long>(options_.timeout_ms), from,
-                                        static_cast<unsigned long long>(load_acquire(word)), static_cast<unsigned long long>(value)));
+                                        "PE %d waited %llu ms for PE %d to signal: the word holds %llu, wanted %llu",
+                                        options_.pe, static_cast<unsigned long long>(options_.timeout_ms), from,
+                                        static_cast<unsigned long long>(load_acquire(word)),
+                                        static_cast<unsigned long long>(value)));
         deadline.relax();
     }
     return Status();
@@ -240,7 +246,8 @@ Status Pe::barrier_rounds() {
         signal.value = barrier_epoch_;
         EFA_TRY(amo((options_.pe + distance) % options_.n_pes, &internal_->barrier[round], signal));
         const int from = (options_.pe + options_.n_pes - distance) % options_.n_pes;
-        EFA_TRY(wait_until(&internal_->barrier[round], Compare::kAtLeast, barrier_epoch_, from).with_context("barrier"));
+        EFA_TRY(
+            wait_until(&internal_->barrier[round], Compare::kAtLeast, barrier_epoch_, from).with_context("barrier"));
     }
     return Status();
 }

@@ -38,7 +38,7 @@ enum class Compare : uint8_t { kEqual, kNotEqual, kAtLeast, kGreater };
 class Pe {
    public:
     static Status create(const PeOptions& options, std::unique_ptr<Pe>* pe);  // collective
-    ~Pe();  // without finalize(): tells the others that this PE gave up
+    ~Pe();              // without finalize(): tells the others that this PE gave up
     Status finalize();  // collective; the Pe is of no use afterwards
 
     int id() const { return options_.pe; }
@@ -59,8 +59,10 @@ class Pe {
     Status p(int pe, void* symmetric, uint64_t value, int bytes);
     Status g(int pe, const void* symmetric, int bytes, uint64_t* value);
     // Elements of 2, 4 or 8 bytes, strides in elements.
-    Status iput(int pe, void* symmetric, const void* source, int element_bytes, size_t n, ptrdiff_t remote_stride, ptrdiff_t local_stride);
-    Status iget(int pe, const void* symmetric, void* target, int element_bytes, size_t n, ptrdiff_t remote_stride, ptrdiff_t local_stride);
+    Status iput(int pe, void* symmetric, const void* source, int element_bytes, size_t n, ptrdiff_t remote_stride,
+                ptrdiff_t local_stride);
+    Status iget(int pe, const void* symmetric, void* target, int element_bytes, size_t n, ptrdiff_t remote_stride,
+                ptrdiff_t local_stride);
     Status amo(int pe, void* symmetric, const Amo& amo, uint64_t* fetched = nullptr);
     Status put_signal(int pe, void* symmetric, const void* source, size_t bytes, void* signal_word, const Amo& signal);
     Status fence();

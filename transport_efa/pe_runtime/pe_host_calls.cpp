@@ -45,13 +45,15 @@ Status Pe::g(int pe, const void* symmetric, int bytes, uint64_t* value) {
     return Status();
 }
 
-Status Pe::iput(int pe, void* symmetric, const void* source, int element_bytes, size_t n, ptrdiff_t remote_stride, ptrdiff_t local_stride) {
+Status Pe::iput(int pe, void* symmetric, const void* source, int element_bytes, size_t n, ptrdiff_t remote_stride,
+                ptrdiff_t local_stride) {
     EFA_TRY(check());
     const Transfer first = transfer_of(pe, symmetric, source, static_cast<size_t>(element_bytes));
     return finish(host_->strided(abi::kOpPut, first, n, remote_stride, local_stride));
 }
 
-Status Pe::iget(int pe, const void* symmetric, void* target, int element_bytes, size_t n, ptrdiff_t remote_stride, ptrdiff_t local_stride) {
+Status Pe::iget(int pe, const void* symmetric, void* target, int element_bytes, size_t n, ptrdiff_t remote_stride,
+                ptrdiff_t local_stride) {
     EFA_TRY(check());
     const Transfer first = transfer_of(pe, symmetric, target, static_cast<size_t>(element_bytes));
     return finish(host_->strided(abi::kOpGet, first, n, remote_stride, local_stride));

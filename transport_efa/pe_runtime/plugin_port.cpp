@@ -35,8 +35,10 @@ struct Library {
         int code = 0;
         const auto last_error = symbol<const char* (*)(int*)>(kLastErrorName);
         const char* text = last_error ? last_error(&code) : nullptr;
-        if (text && text[0] && code) return Status::error(static_cast<Code>(code), nullptr, "%s: %s", what.c_str(), text);
-        return Status::error(otherwise, "the plugin's log line above names the cause", "%s: the plugin answered status %d", what.c_str(), rc);
+        if (text && text[0] && code)
+            return Status::error(static_cast<Code>(code), nullptr, "%s: %s", what.c_str(), text);
+        return Status::error(otherwise, "the plugin's log line above names the cause",
+                             "%s: the plugin answered status %d", what.c_str(), rc);
     }
     template <class Function>
     Function symbol(const char* name) const {
@@ -67,15 +69,16 @@ class Port final : public PluginPort {
 
     Status check_complete() const {
         const auto& ops = t_->host_ops;
-        bool complete = ops.can_reach_peer && ops.connect_endpoints && ops.get_mem_handle && ops.release_mem_handle && ops.finalize &&
-                        ops.show_info && ops.rma && ops.amo && ops.quiet;
+        bool complete = ops.can_reach_peer && ops.connect_endpoints && ops.get_mem_handle && ops.release_mem_handle &&
+                        ops.finalize && ops.show_info && ops.rma && ops.amo && ops.quiet;
         if constexpr (kHasPutSignal) complete = complete && ops.put_signal;
         if (!complete)
-            return Status::error(Code::kInternal, "the plugin does not fit this ABI", "%s leaves entries empty that NVSHMEM calls",
-                                 library_->path.c_str());
+            return Status::error(Code::kInternal, "the plugin does not fit this ABI",
+                                 "%s leaves entries empty that NVSHMEM calls", library_->path.c_str());
         if (t_->attr != abi::kAttrConnected || t_->api_version != library_->api_version)
-            return Status::error(Code::kInternal, "the plugin does not fit this ABI", "%s answers attr %d, api_version %d to version %d",
-                                 library_->path.c_str(), t_->attr, t_->api_version, library_->api_version);
+            return Status::error(Code::kInternal, "the plugin does not fit this ABI",
+                                 "%s answers attr %d, api_version %d to version %d", library_->path.c_str(), t_->attr,
+                                 t_->api_version, library_->api_version);
         return Status();
     }
 
@@ -112,12 +115,14 @@ class Port final : public PluginPort {
         return t_->host_ops.progress ? answer(t_->host_ops.progress(t_), "progress", -1) : Status();
     }
     Status rma(Caller caller, RmaCall& call) override {
-        const int rc = t_->host_ops.rma(t_, call.pe, verb_of(call), &call.remote, &call.local, bytes_of(call), static_cast<int>(caller));
+        const int rc = t_->host_ops.rma(t_, call.pe, verb_of(call), &call.remote, &call.local, bytes_of(call),
+                                        static_cast<int>(caller));
         return answer(rc, call.opcode == abi::kOpPut || call.opcode == abi::kOpP ? "put" : "get", call.pe);
     }
     Status amo(Caller caller, AmoCall& call) override {
         const abi::AmoBytesdesc bytes{0, call.bytes};
-        const int rc = t_->host_ops.amo(t_, call.pe, nullptr, verb_of(call), &call.target, bytes, static_cast<int>(caller));
+        const int rc =
+            t_->host_ops.amo(t_, call.pe, nullptr, verb_of(call), &call.target, bytes, static_cast<int>(caller));
         return answer(rc, "atomic", call.pe);
     }
     Status fence(Caller caller, int pe) override {
@@ -142,8 +147,8 @@ class Port final : public PluginPort {
             }
             const abi::RmaVerb verb{abi::kOpPutSignal, 1, 0, nullptr};
             const abi::AmoBytesdesc signal_bytes{0, signal.bytes};
-            const int rc = t_->host_ops.put_signal(t_, signal.pe, verb, remote, local, bytes, verb_of(signal), &signal.target,
-                                                   signal_bytes, static_cast<int>(caller));
+            const int rc = t_->host_ops.put_signal(t_, signal.pe, verb, remote, local, bytes, verb_of(signal),
+                                                   &signal.target, signal_bytes, static_cast<int>(caller));
             return answer(rc, "put_signal", signal.pe);
         } else {
             (void)caller, (void)puts, (void)signal;
@@ -176,7 +181,8 @@ class Port final : public PluginPort {
         AmoVerb verb{};
         verb.desc = call.opcode;
         verb.is_fetch = call.opcode >= abi::kAmoFetch;
-        verb.has_value = call.opcode != abi::kAmoFetch && call.opcode != abi::kAmoInc && call.opcode != abi::kAmoFetchInc;
+        verb.has_value =
+            call.opcode != abi::kAmoFetch && call.opcode != abi::kAmoInc && call.opcode != abi::kAmoFetchInc;
         verb.has_compare = call.opcode == abi::kAmoCompareSwap;
         if constexpr (requires { verb.is_float; }) verb.is_float = call.is_float;
         return verb;
@@ -214,7 +220,9 @@ Status PluginPort::load(const std::string& path, int abi_number, std::unique_ptr
     if (!library->handle)
         return Status::error(Code::kMissing, "pass the file with --plugin", "cannot load the plugin: %s", dlerror());
     const auto init = library->symbol<abi::InitFn>(abi::kInitName);
-    if (!init) return Status::error(Code::kMissing, "this is no NVSHMEM transport", "%s exports no %s", path.c_str(), abi::kInitName);
+    if (!init)
+        return Status::error(Code::kMissing, "this is no NVSHMEM transport", "%s exports no %s", path.c_str(),
+                             abi::kInitName);
     // The plugin must not use the table, whose layout differs between versions: it gets nulls.
     static uint64_t cuda_table[kCudaTableBytes / sizeof(uint64_t)];
     void* transport = nullptr;

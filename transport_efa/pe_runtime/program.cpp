@@ -64,21 +64,28 @@ std::string record_of(const ProgramOptions& options, const Outcome& outcome, int
     const DemoOptions& demo = options.run.demo;
     const bool is_demo = options.action == ProgramOptions::Action::kDemo;
     const char* mode = std::getenv("NVSHMEM_EFA_MODE");
-    std::string text = std::string("{\"schema\": \"nvshmem-efa-pe/1\", \"program\": \"") + (is_demo ? "demo" : "check") +
-                       "\", \"version\": \"" NVSHMEM_EFA_VERSION "\", \"pe\": " + std::to_string(options.pe.pe) +
-                       ", \"n_pes\": " + std::to_string(options.pe.n_pes) + ", \"pid\": " + std::to_string(getpid()) +
-                       ", \"abi\": " + std::to_string(options.pe.abi) + ", \"api_version\": " + std::to_string(options.pe.abi * 10000) +
-                       ", \"plugin\": " + json_text(options.pe.plugin_path) + ", \"mode\": " + json_text(mode ? mode : "") +
-                       ", \"describe\": " + json_text(outcome.describe) + ", \"seed\": " + std::to_string(demo.seed) +
-                       ", \"params\": {\"tokens\": " + std::to_string(demo.tokens) + ", \"hidden\": " + std::to_string(demo.hidden_bytes) +
-                       ", \"topk\": " + std::to_string(demo.topk) + ", \"experts\": " + std::to_string(demo.experts) +
-                       ", \"rounds\": " + std::to_string(demo.rounds) + "}";
-    text += std::string(", \"result\": \"") + (!outcome.status.ok() ? "error" : outcome.mismatches ? "failed" : "ok") +
+    std::string text =
+        std::string("{\"schema\": \"nvshmem-efa-pe/1\", \"program\": \"") + (is_demo ? "demo" : "check") +
+        "\", \"version\": \"" NVSHMEM_EFA_VERSION "\", \"pe\": " + std::to_string(options.pe.pe) +
+        ", \"n_pes\": " + std::to_string(options.pe.n_pes) + ", \"pid\": " + std::to_string(getpid()) +
+        ", \"abi\": " + std::to_string(options.pe.abi) +
+        ", \"api_version\": " + std::to_string(options.pe.abi * 10000) +
+        ", \"plugin\": " + json_text(options.pe.plugin_path) + ", \"mode\": " + json_text(mode ? mode : "") +
+        ", \"describe\": " + json_text(outcome.describe) + ", \"seed\": " + std::to_string(demo.seed) +
+        ", \"params\": {\"tokens\": " + std::to_string(demo.tokens) +
+        ", \"hidden\": " + std::to_string(demo.hidden_bytes) + ", \"topk\": " + std::to_string(demo.topk) +
+        ", \"experts\": " + std::to_string(demo.experts) + ", \"rounds\": " + std::to_string(demo.rounds) + "}";
+    text += std::string(", \"result\": \"") +
+            (!outcome.status.ok() ? "error"
+             : outcome.mismatches ? "failed"
+                                  : "ok") +
             "\", \"exit_code\": " + std::to_string(exit_code) + ", \"error\": " + error_json(outcome.status) +
             ", \"elapsed_ms\": " + number(outcome.elapsed_ms) + ", \"phases\": [";
     for (size_t i = 0; i < outcome.phase_ms.size(); ++i)
-        text += (i ? ", {\"name\": \"" : "{\"name\": \"") + outcome.phase_ms[i].first + "\", \"ms\": " + number(outcome.phase_ms[i].second) + "}";
-    return text + "], \"checked\": " + outcome.checked + ", \"operations\": [" + outcome.operations + "], \"stats\": " + outcome.stats + "}\n";
+        text += (i ? ", {\"name\": \"" : "{\"name\": \"") + outcome.phase_ms[i].first +
+                "\", \"ms\": " + number(outcome.phase_ms[i].second) + "}";
+    return text + "], \"checked\": " + outcome.checked + ", \"operations\": [" + outcome.operations +
+           "], \"stats\": " + outcome.stats + "}\n";
 }
 
 bool write_whole(int fd, const std::string& text) {
@@ -121,10 +128,14 @@ int run_pe(const ProgramOptions& options) {
     drive(options, &outcome);
     outcome.elapsed_ms = static_cast<double>(real_clock().now_ns() - start) / 1e6;
     const int exit_code = !outcome.status.ok() ? exit_code_of(outcome.status) : outcome.mismatches ? 1 : 0;
-    if (!outcome.status.ok()) std::fprintf(stderr, "PE %d: %s: %s\n", options.pe.pe, code_name(outcome.status.code()), outcome.status.message());
-    else if (outcome.mismatches) std::fprintf(stderr, "PE %d: wrong data: %s\n", options.pe.pe, outcome.checked.c_str());
+    if (!outcome.status.ok())
+        std::fprintf(stderr, "PE %d: %s: %s\n", options.pe.pe, code_name(outcome.status.code()),
+                     outcome.status.message());
+    else if (outcome.mismatches)
+        std::fprintf(stderr, "PE %d: wrong data: %s\n", options.pe.pe, outcome.checked.c_str());
     if (!write_whole(options.record_fd, record_of(options, outcome, exit_code))) {
-        std::fprintf(stderr, "PE %d: cannot write the record to file descriptor %d; hint: pass an open one with --record-fd\n",
+        std::fprintf(stderr,
+                     "PE %d: cannot write the record to file descriptor %d; hint: pass an open one with --record-fd\n",
                      options.pe.pe, options.record_fd);
         return exit_code ? exit_code : 5;
     }

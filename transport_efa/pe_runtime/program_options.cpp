@@ -18,7 +18,8 @@ struct Number {
 };
 
 Status wrong(const char* name, const char* given, const char* wanted) {
-    return Status::error(Code::kInvalidArgument, "nvshmem-efa-pe --help lists the options", "%s %s: %s", name, given ? given : "", wanted);
+    return Status::error(Code::kInvalidArgument, "nvshmem-efa-pe --help lists the options", "%s %s: %s", name,
+                         given ? given : "", wanted);
 }
 
 Status store_number(const char* name, const Number& number, const char* text) {
@@ -26,8 +27,8 @@ Status store_number(const char* name, const Number& number, const char* text) {
     const unsigned long long value = text && *text >= '0' && *text <= '9' ? std::strtoull(text, &end, 0) : 0;
     if (!end || *end || value < number.min || value > number.max) {
         char range[80];
-        std::snprintf(range, sizeof range, "a number from %llu to %llu is needed", static_cast<unsigned long long>(number.min),
-                      static_cast<unsigned long long>(number.max));
+        std::snprintf(range, sizeof range, "a number from %llu to %llu is needed",
+                      static_cast<unsigned long long>(number.min), static_cast<unsigned long long>(number.max));
         return wrong(name, text, range);
     }
     number.store(value);
@@ -65,12 +66,14 @@ Status check_together(const ProgramOptions& options, bool has_pe, bool has_pes) 
     if (options.pe.plugin_path.empty()) return wrong("--plugin", nullptr, "the plugin's file is needed");
     const bool has_place = has_pe || has_pes || !options.pe.job.empty();
     if (options.spawn && has_place) return wrong("--spawn", nullptr, "cannot be given with --job, --pe or --pes");
-    if (!options.spawn && (!has_pe || !has_pes || options.pe.job.empty())) return wrong("--job, --pe, --pes", nullptr, "all three, or --spawn, are needed");
+    if (!options.spawn && (!has_pe || !has_pes || options.pe.job.empty()))
+        return wrong("--job, --pe, --pes", nullptr, "all three, or --spawn, are needed");
     const int n_pes = options.spawn ? options.spawn : options.pe.n_pes;
     if (options.pe.pe >= n_pes) return wrong("--pe", nullptr, "PEs are numbered from 0: it must be less than --pes");
     const DemoOptions& demo = options.run.demo;
     if (demo.experts < demo.topk) return wrong("--experts", nullptr, "at least as many as --topk are needed");
-    if (demo.experts % static_cast<uint32_t>(n_pes)) return wrong("--experts", nullptr, "a multiple of the number of PEs is needed");
+    if (demo.experts % static_cast<uint32_t>(n_pes))
+        return wrong("--experts", nullptr, "a multiple of the number of PEs is needed");
     return Status();
 }
 
@@ -87,7 +90,8 @@ Status parse_arguments(int argc, char** argv, ProgramOptions* options) {
     const std::map<std::string, Number> numbers = numbers_of(options);
     const std::map<std::string, std::string*> texts = {
         {"--plugin", &options->pe.plugin_path}, {"--job", &options->pe.job}, {"--die-at", &options->run.die_at}};
-    const std::map<std::string, bool*> flags = {{"--quick", &options->run.is_quick}, {"--corrupt", &options->run.corrupt}};
+    const std::map<std::string, bool*> flags = {{"--quick", &options->run.is_quick},
+                                                {"--corrupt", &options->run.corrupt}};
     bool has_pe = false, has_pes = false;
     for (int i = 2; i < argc; ++i) {
         const char* name = argv[i];

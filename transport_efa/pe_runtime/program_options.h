@@ -28,7 +28,8 @@ inline constexpr const char* kUsage =
     "  --record-fd FD   where the JSON record goes (1)      --progress-fd FD   where progress goes (none)\n"
     "  --quick          check: fewer sizes\n"
     "The plugin's settings are NVSHMEM_EFA_*; see docs/pe-runtime.md and docs/env.md.\n"
-    "exit codes: 0 good, 1 wrong data, 2 usage or setting, 3 something is missing, 4 timed out or a peer died, 5 other\n";
+    "exit codes: 0 good, 1 wrong data, 2 usage or setting, 3 something is missing, 4 timed out or a peer died, 5 "
+    "other\n";
 
 // kInvalidArgument names the option that is wrong.
 Status parse_arguments(int argc, char** argv, ProgramOptions* options);

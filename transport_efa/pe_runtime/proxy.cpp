@@ -10,7 +10,9 @@ constexpr size_t kQueueMax = 1024;  // requests under way; a caller waits for ro
 
 uint64_t load_acquire(uint64_t& word) { return std::atomic_ref<uint64_t>(word).load(std::memory_order_acquire); }
 
-uint64_t keep_bytes(uint64_t value, int bytes) { return bytes >= 8 ? value : value & ((uint64_t{1} << (8 * bytes)) - 1); }
+uint64_t keep_bytes(uint64_t value, int bytes) {
+    return bytes >= 8 ? value : value & ((uint64_t{1} << (8 * bytes)) - 1);
+}
 
 }  // namespace
 
@@ -31,7 +33,8 @@ void Proxy::run() {
     std::vector<Request> batch;
     uint32_t idle_turns = 0;
     for (;;) {
-        const bool is_last = stopping_.load(std::memory_order_acquire);  // pairs with stop(): its queue is visible below
+        const bool is_last =
+            stopping_.load(std::memory_order_acquire);  // pairs with stop(): its queue is visible below
         {
             std::lock_guard guard(lock_);
             std::swap(batch, queue_);
@@ -63,7 +66,8 @@ Status Proxy::handle(const Request& request) {
         case Kind::kG: {
             EFA_TRY(calls_.g(transfer.pe, transfer.symmetric, request.slot, request.amo.bytes));
             EFA_TRY(calls_.quiet(transfer.pe));
-            std::atomic_ref<uint64_t>(request.slot->flag).store(request.tag, std::memory_order_release);  // pairs with fetch()
+            std::atomic_ref<uint64_t>(request.slot->flag)
+                .store(request.tag, std::memory_order_release);  // pairs with fetch()
             return Status();
         }
         case Kind::kAmo: return calls_.amo(transfer.pe, request.word, request.amo, request.slot, request.tag);
@@ -71,7 +75,8 @@ Status Proxy::handle(const Request& request) {
         case Kind::kFence: return calls_.fence();
         case Kind::kQuiet: return calls_.quiet();
     }
-    return Status::error(Code::kInternal, nullptr, "the proxy took a request of kind %d", static_cast<int>(request.kind));
+    return Status::error(Code::kInternal, nullptr, "the proxy took a request of kind %d",
+                         static_cast<int>(request.kind));
 }
 
 Status Proxy::wait(const std::function<bool()>& is_done, const char* what) {
@@ -79,7 +84,8 @@ Status Proxy::wait(const std::function<bool()>& is_done, const char* what) {
     for (uint32_t turn = 0; !is_done(); ++turn) {
         if (failed_.load(std::memory_order_acquire) || (turn & 63u) == 63u) EFA_TRY(options_.check_job());
         if (deadline.passed())
-            return Status::error(Code::kTimeout, "see the logs of the other PEs", "%s through the proxy took longer than %llu ms", what,
+            return Status::error(Code::kTimeout, "see the logs of the other PEs",
+                                 "%s through the proxy took longer than %llu ms", what,
                                  static_cast<unsigned long long>(options_.timeout_ms));
         deadline.relax();
     }

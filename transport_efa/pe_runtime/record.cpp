@@ -8,8 +8,9 @@
 namespace nvshmem_efa::pe {
 
 const char* op_name(Op op) {
-    static constexpr const char* kNames[kOps] = {"put",    "put_nbi",    "get",   "get_nbi", "p",      "g", "amo", "amo_fetch",
-                                                 "signal", "put_signal", "fence", "quiet",   "barrier"};
+    static constexpr const char* kNames[kOps] = {"put",   "put_nbi", "get",       "get_nbi", "p",
+                                                 "g",     "amo",     "amo_fetch", "signal",  "put_signal",
+                                                 "fence", "quiet",   "barrier"};
     return kNames[static_cast<size_t>(op)];
 }
 
@@ -55,10 +56,13 @@ std::string Meter::json() const {
         const Entry& entry = entries_[i];
         if (!entry.count) continue;
         if (!text.empty()) text += ", ";
-        const auto edge = [&](double p) { return entry.times.count() ? std::to_string(entry.times.percentile(p)) : std::string("null"); };
+        const auto edge = [&](double p) {
+            return entry.times.count() ? std::to_string(entry.times.percentile(p)) : std::string("null");
+        };
         text += std::string("{\"op\": \"") + op_name(static_cast<Op>(i)) + "\", \"lane\": \"" + lane_ +
                 "\", \"count\": " + std::to_string(entry.count) + ", \"bytes\": " + std::to_string(entry.bytes) +
-                ", \"p50_ns\": " + edge(0.5) + ", \"p99_ns\": " + edge(0.99) + ", \"histogram\": " + entry.times.json() + "}";
+                ", \"p50_ns\": " + edge(0.5) + ", \"p99_ns\": " + edge(0.99) +
+                ", \"histogram\": " + entry.times.json() + "}";
     }
     return text;
 }
@@ -80,8 +84,8 @@ bool Checker::word(const char* what, uint64_t seen, uint64_t expected) {
     words_.fetch_add(1, std::memory_order_relaxed);
     if (seen == expected) return true;
     char text[160];
-    std::snprintf(text, sizeof text, "%s: the word is 0x%llx, expected 0x%llx", what, static_cast<unsigned long long>(seen),
-                  static_cast<unsigned long long>(expected));
+    std::snprintf(text, sizeof text, "%s: the word is 0x%llx, expected 0x%llx", what,
+                  static_cast<unsigned long long>(seen), static_cast<unsigned long long>(expected));
     mismatch(text);
     return false;
 }

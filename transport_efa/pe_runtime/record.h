@@ -13,7 +13,21 @@
 
 namespace nvshmem_efa::pe {
 
-enum class Op : uint8_t { kPut, kPutNbi, kGet, kGetNbi, kP, kG, kAmo, kAmoFetch, kSignal, kPutSignal, kFence, kQuiet, kBarrier };
+enum class Op : uint8_t {
+    kPut,
+    kPutNbi,
+    kGet,
+    kGetNbi,
+    kP,
+    kG,
+    kAmo,
+    kAmoFetch,
+    kSignal,
+    kPutSignal,
+    kFence,
+    kQuiet,
+    kBarrier
+};
 inline constexpr size_t kOps = 13;
 const char* op_name(Op op);
 

@@ -13,8 +13,8 @@ namespace {
 void report(const Run& run, const char* name) {
     if (run.options.progress_fd < 0) return;
     char line[160];
-    const int n = std::snprintf(line, sizeof line, "{\"pe\": %d, \"phase\": \"%s\", \"done\": %d, \"total\": %d}\n", run.pe.id(), name,
-                                run.phases_done, run.phases_total);
+    const int n = std::snprintf(line, sizeof line, "{\"pe\": %d, \"phase\": \"%s\", \"done\": %d, \"total\": %d}\n",
+                                run.pe.id(), name, run.phases_done, run.phases_total);
     // Nobody may be reading; that is no reason to fail.
     if (write(run.options.progress_fd, line, static_cast<size_t>(n)) < 0) return;
 }

@@ -33,7 +33,8 @@ struct RunOptions {
 };
 
 struct Run {
-    Run(Pe& pe_in, const RunOptions& options_in) : pe(pe_in), options(options_in), host(pe_in, false), proxy(pe_in, true) {}
+    Run(Pe& pe_in, const RunOptions& options_in)
+        : pe(pe_in), options(options_in), host(pe_in, false), proxy(pe_in, true) {}
 
     // Runs one phase: progress, its time, and the test hook that kills a PE. A barrier ends it.
     Status phase(const char* name, const std::function<Status()>& body);

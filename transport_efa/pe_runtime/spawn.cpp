@@ -75,7 +75,8 @@ int run_spawned(const ProgramOptions& options) {
     for (size_t pe = 0; pe < children.size(); ++pe) {
         const pid_t pid = fork();
         if (pid < 0) {
-            std::fprintf(stderr, "cannot start PE %zu: %s; hint: raise the limit of processes (ulimit -u)\n", pe, strerror(errno));
+            std::fprintf(stderr, "cannot start PE %zu: %s; hint: raise the limit of processes (ulimit -u)\n", pe,
+                         strerror(errno));
             kill_all(children);
             return 3;
         }
