@@ -85,7 +85,7 @@ class TransportResult:
                 self.start_lines.append(f"{log.stem}: {found.group(0)}")
         if not job.good and not any(e.get("event") == "finished" for e in flat):
             tails = "\n".join(f"--- PE {pe}\n" + "\n".join(tail) for pe, tail in enumerate(job.tails))
-            self.problems.append(f"job ended early: codes {job.codes}, {job.stopped}, in {job.unfinished}\n{tails}")
+            self.problems.append(f"job ended early in {job.unfinished}: {'; '.join(self._why(job))}\n{tails}")
         if self.transport == "efa" and not self.start_lines:
             self.problems.append("no start line of nvshmem-efa in the logs: was the transport in use at all?")
 
