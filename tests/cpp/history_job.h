@@ -24,6 +24,7 @@ inline constexpr size_t kCells = 4, kCellBytes = 4096, kCellPayload = 3000, kCel
 inline constexpr size_t kMailboxes = 3, kMailboxBytes = 2048;
 inline constexpr size_t kSources = 10;
 inline constexpr size_t kStaticBytes = 8192;
+inline constexpr size_t kFetches = 24;  // fetching atomics that a lane has under way at once
 
 // Words of a PE's memory that signals, atomics and small puts touch.
 struct LaneWords {
@@ -52,7 +53,7 @@ struct alignas(4096) Heap {
     SharedWords shared;
     struct alignas(16) Fetch {
         uint64_t value, flag;
-    } fetch[kLanes];
+    } fetch[kLanes][kFetches];
 };
 
 struct Shape {

@@ -125,13 +125,33 @@ void amo(LaneState& lane, pe::AmoCall& call) {
 }
 
 uint64_t fetch(LaneState& lane, pe::AmoCall& call) {
-    Heap::Fetch& slot = own(lane).heap->fetch[lane.lane];
+    Heap::Fetch& slot = own(lane).heap->fetch[lane.lane][0];
     const uint64_t tag = ++lane.fetches;
     call.target.ret_ptr = &slot;
     call.target.ret_flag = tag;
     amo(lane, call);
     lane.job->wait(lane.pe, "a fetched value", [&] { return __atomic_load_n(&slot.flag, __ATOMIC_ACQUIRE) == tag; });
     return slot.value;
+}
+
+// Many fetches at once, as threads of a kernel issue them, before the first reply is looked at.
+void fetch_burst(LaneState& lane) {
+    const int pe = draw_pe(lane);
+    SharedWanted& want = lane.job->shared[static_cast<size_t>(pe)];
+    const size_t count = 1 + below(lane, kFetches);
+    const uint64_t first_tag = lane.fetches + 1;
+    for (size_t i = 0; i < count; ++i) {
+        ++want.tickets;
+        pe::AmoCall call = make_amo(lane, abi::kAmoFetchInc, pe, &own(lane).heap->shared.tickets, 0);
+        call.target.ret_ptr = &own(lane).heap->fetch[lane.lane][i];
+        call.target.ret_flag = ++lane.fetches;
+        amo(lane, call);
+    }
+    for (size_t i = 0; i < count; ++i) {
+        Heap::Fetch& slot = own(lane).heap->fetch[lane.lane][i];
+        lane.job->wait(lane.pe, "one of many fetched values", [&] { return __atomic_load_n(&slot.flag, __ATOMIC_ACQUIRE) == first_tag + i; });
+        if (!want.drawn.insert(slot.value).second) lane.job->fail(label(lane, "fetch_inc", pe) + " gave one ticket twice");
+    }
 }
 
 void atomic(LaneState& lane) {
@@ -267,7 +287,7 @@ void touch_at_target(LaneState& lane) {
 
 void run_operation(LaneState& lane) {
     ++lane.job->operations;
-    switch (below(lane, 16)) {
+    switch (below(lane, 17)) {
         case 0:
         case 1:
         case 2:
@@ -283,6 +303,7 @@ void run_operation(LaneState& lane) {
         case 12: return flagged(lane);
         case 13: return pair(lane);
         case 14: return touch_at_target(lane);
+        case 15: return fetch_burst(lane);
         default: return quiet(lane, draw_pe(lane));
     }
 }

@@ -15,7 +15,75 @@ namespace {
 
 char memory[4096];
 
+// A CUDA driver that exports only ranges within [base, end), and keeps what it was asked.
+struct FakeRanges {
+    uint64_t base = 0, end = 0;
+    std::vector<std::pair<uint64_t, size_t>> asked;
+    int fd = -1;
+};
+FakeRanges ranges;
+
+int get_handle_for_range(void* handle, uint64_t addr, size_t bytes, int type, unsigned long long flags) {
+    if (type != 1) return 1;
+    if (flags == 0) ranges.asked.emplace_back(addr, bytes);
+    if (flags != 0 || addr < ranges.base || addr + bytes > ranges.end) return 1;
+    ranges.fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    std::memcpy(handle, &ranges.fd, sizeof(int));
+    return 0;
+}
+
+constexpr uint64_t kMiB = 1u << 20;
+void* at(uint64_t addr) { return reinterpret_cast<void*>(addr); }
+
 }  // namespace
+
+TEST(a_range_is_exported_in_whole_2_mib_granules) {
+    ranges = {.base = 0, .end = 64 * kMiB};
+    verbs::Dmabuf dmabuf;
+    CHECK_EQ(verbs::export_granules(get_handle_for_range, at(5 * kMiB + 256), 2 * kMiB, &dmabuf), 0);
+    CHECK_EQ(ranges.asked.size(), size_t(1));
+    CHECK_EQ(ranges.asked[0].first, 4 * kMiB);
+    CHECK_EQ(ranges.asked[0].second, size_t(4 * kMiB));
+    CHECK_EQ(dmabuf.offset(), kMiB + 256);
+    CHECK_EQ(dmabuf.fd(), ranges.fd);
+}
+
+TEST(an_allocation_smaller_than_a_granule_is_exported_in_whole_pages) {
+    ranges = {.base = 5 * kMiB, .end = 5 * kMiB + 8192};
+    verbs::Dmabuf dmabuf;
+    CHECK_EQ(verbs::export_granules(get_handle_for_range, at(5 * kMiB + 100), 4096, &dmabuf), 0);
+    CHECK_EQ(ranges.asked.size(), size_t(2));
+    CHECK_EQ(ranges.asked[1].first, 5 * kMiB);
+    CHECK_EQ(ranges.asked[1].second, size_t(8192));
+    CHECK_EQ(dmabuf.offset(), uint64_t(100));
+}
+
+TEST(a_range_that_cannot_be_exported_gives_cudas_error_and_no_file) {
+    ranges = {};
+    verbs::Dmabuf dmabuf;
+    CHECK_EQ(verbs::export_granules(get_handle_for_range, at(4096), 4096, &dmabuf), 1);
+    CHECK_EQ(dmabuf.fd(), -1);
+}
+
+TEST(a_dmabuf_closes_its_file_once_and_moves) {
+    ranges = {.base = 0, .end = 64 * kMiB};
+    {
+        verbs::Dmabuf first, second;
+        CHECK_EQ(verbs::export_granules(get_handle_for_range, at(0), 4096, &first), 0);
+        second = std::move(first);
+        CHECK_EQ(first.fd(), -1);
+        CHECK_EQ(second.fd(), ranges.fd);
+        const verbs::Dmabuf third(std::move(second));
+        CHECK(fake::is_open(third.fd()));
+    }
+    CHECK(!fake::is_open(ranges.fd));
+}
+
+TEST(without_cuda_the_exporter_says_what_it_needs) {
+    verbs::Dmabuf dmabuf;
+    CHECK_FAILS(verbs::export_cuda_dmabuf(memory, 64, &dmabuf), Code::kUnsupported, "cuMemGetHandleForAddressRange");
+    CHECK_EQ(verbs::current_gpu_pci_id(), std::string());
+}
 
 TEST(host_memory_is_registered_with_the_access_asked_for) {
     Rig rig;

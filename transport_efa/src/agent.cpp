@@ -319,6 +319,7 @@ bool Agent::deliver_fetches() {
             ++i;
             continue;
         }
+        fetches_[i].slot_is_busy->store(0, std::memory_order_release);  // pairs with wait_for_window() in amo.cpp
         if (!deliver(fetches_[i], value)) return true;
         // Release: the value is in place before quiet() sees the count drop. Pairs with is_drained() in lane.cpp.
         fetches_[i].outstanding->fetch_sub(1, std::memory_order_release);

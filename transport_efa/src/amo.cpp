@@ -27,13 +27,16 @@ Status LaneQueues::check_word(const AmoOp& op) const {
     return check_remote(op.pe, op.remote, op.bytes, op.remote_handle);
 }
 
-// Room in the window of records that the peer's agent has not acknowledged, and among the immediates it must take in.
-Status LaneQueues::wait_for_window(int pe, uint32_t immediates) {
+// Room in the window of records that the peer's agent has not acknowledged, among the immediates it must take in, and
+// for the reply, if there will be one.
+Status LaneQueues::wait_for_window(int pe, uint32_t immediates, bool is_fetching) {
     LanePeer& peer = peers_[static_cast<size_t>(pe)];
     const uint32_t immediates_max = 2 * job_->window;
     return wait(pe, "room in the window of signals and atomics", [&] {
         read_acks(peer);
-        return peer.next_seq - peer.ack_seen < job_->window && peer.immediates + immediates <= immediates_max;
+        if (peer.next_seq - peer.ack_seen >= job_->window || peer.immediates + immediates > immediates_max) return false;
+        // Acquire pairs with the agent's release when it has read the slot's last reply (agent.cpp, deliver_fetches).
+        return !is_fetching || !peer.reply_busy[peer.next_seq & (job_->window - 1)].load(std::memory_order_acquire);
     });
 }
 
@@ -47,6 +50,8 @@ void LaneQueues::expect_reply(const AmoOp& op, uint32_t seq) {
     fetch.result_kind = cuda::memory_kind_of(op.result);
     fetch.flag = op.result_flag;
     fetch.outstanding = peer.fetches.get();
+    fetch.slot_is_busy = &peer.reply_busy[seq & (job_->window - 1)];
+    fetch.slot_is_busy->store(1, std::memory_order_relaxed);
     peer.fetches->fetch_add(1, std::memory_order_relaxed);
     board_->add(fetch);
 }
@@ -87,14 +92,14 @@ Status LaneQueues::amo(const AmoOp& op) {
     EFA_TRY(peer_status(op.pe));
     EFA_TRY(check_word(op));
     EFA_TRY(wait_for_fence(op.pe, true));
-    EFA_TRY(wait_for_window(op.pe, 0));
+    EFA_TRY(wait_for_window(op.pe, 0, op.fetching));
     ++stats_.amos;
     return post_record(op, 0);
 }
 
 // One network hop: the data writes carry the record's number, and the agent applies the record when all have arrived.
 Status LaneQueues::signal_by_count(const PutSignalOp& op, uint32_t pieces) {
-    EFA_TRY(wait_for_window(op.signal.pe, pieces));
+    EFA_TRY(wait_for_window(op.signal.pe, pieces, false));
     const uint32_t seq = peers_[static_cast<size_t>(op.signal.pe)].next_seq;
     Status posted;
     for (size_t i = 0; i < op.n_puts && posted.ok(); ++i)
@@ -112,7 +117,7 @@ Status LaneQueues::signal_when_complete(const PutSignalOp& op) {
     for (size_t i = 0; i < op.n_puts && posted.ok(); ++i)
         if (op.puts[i].bytes) posted = post_rma(op.puts[i], nullptr, &tracker);
     EFA_TRY(finish_blocking(op.signal.pe, &tracker, std::move(posted)));
-    EFA_TRY(wait_for_window(op.signal.pe, 0));
+    EFA_TRY(wait_for_window(op.signal.pe, 0, false));
     return post_record(op.signal, 0);
 }
 

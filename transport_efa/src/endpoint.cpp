@@ -57,7 +57,7 @@ void Endpoint::close() {
     nic_ = nullptr;
 }
 
-bool Endpoint::has_room() { return !free_ids_.empty() && has_room_again(); }
+bool Endpoint::has_room() const { return !free_ids_.empty() && has_room_again(); }
 
 uint32_t Endpoint::room() const {
     const uint32_t ids = static_cast<uint32_t>(free_ids_.size());
@@ -65,10 +65,8 @@ uint32_t Endpoint::room() const {
     return ids < credits ? ids : credits;
 }
 
-bool Endpoint::has_room_again() {
-    if (send_ring_credits(ring_) == 0) return false;
-    if (send_ring_batch_is_full(ring_)) ring();
-    return true;
+bool Endpoint::has_room_again() const {
+    return send_ring_credits(ring_) != 0;
 }
 
 uint32_t Endpoint::take_id(const Request& request) {
@@ -80,14 +78,15 @@ uint32_t Endpoint::take_id(const Request& request) {
 }
 
 void Endpoint::begin(SendWqe& wqe, SendOpcode opcode, const WqeTarget& target, uint32_t id, uint32_t* index) {
-    send_ring_reserve(ring_, *index);  // cannot fail: has_room()
+    if (send_ring_batch_is_full(ring_)) ring();
+    if (!send_ring_reserve(ring_, *index)) damage_ = "a descriptor was posted without room for it";
     wqe_begin(wqe, opcode, target, id, qp_.req_id_64, send_ring_phase(ring_, *index));
 }
 
 void Endpoint::post_write(const Remote& remote, const Local& local, uint32_t bytes, const uint32_t* immediate,
                           const Request& request) {
     SendWqe wqe;
-    uint32_t index;
+    uint32_t index = 0;
     begin(wqe, SendOpcode::kRdmaWrite, remote.target, take_id(request), &index);
     wqe_set_remote(wqe, remote.addr, bytes, remote.rkey);
     wqe_set_local(wqe, local.addr, bytes, local.lkey);
@@ -97,7 +96,7 @@ void Endpoint::post_write(const Remote& remote, const Local& local, uint32_t byt
 
 void Endpoint::post_read(const Remote& remote, const Local& local, uint32_t bytes, const Request& request) {
     SendWqe wqe;
-    uint32_t index;
+    uint32_t index = 0;
     begin(wqe, SendOpcode::kRdmaRead, remote.target, take_id(request), &index);
     wqe_set_remote(wqe, remote.addr, bytes, remote.rkey);
     wqe_set_local(wqe, local.addr, bytes, local.lkey);
@@ -107,7 +106,7 @@ void Endpoint::post_read(const Remote& remote, const Local& local, uint32_t byte
 void Endpoint::post_write_copy(const Remote& remote, const void* bytes, uint32_t n, const Request& request) {
     const uint32_t id = take_id(request);
     SendWqe wqe;
-    uint32_t index;
+    uint32_t index = 0;
     begin(wqe, SendOpcode::kRdmaWrite, remote.target, id, &index);
     wqe_set_remote(wqe, remote.addr, n, remote.rkey);
     if (n <= inline_write_max_) {
@@ -125,7 +124,7 @@ void Endpoint::post_send_copy(const WqeTarget& target, const void* bytes, uint32
     const uint32_t id = take_id(request);
     memcpy(reinterpret_cast<void*>(cell(id)), bytes, n);  // kept even when sent inline: a refused SEND is sent again
     SendWqe wqe;
-    uint32_t index;
+    uint32_t index = 0;
     begin(wqe, SendOpcode::kSend, target, id, &index);
     if (n <= inline_send_max_) {
         wqe_set_send_inline(wqe, bytes, n);
@@ -137,7 +136,7 @@ void Endpoint::post_send_copy(const WqeTarget& target, const void* bytes, uint32
 
 void Endpoint::post_send_again(const Completion& refused) {
     SendWqe wqe;
-    uint32_t index;
+    uint32_t index = 0;
     begin(wqe, SendOpcode::kSend, refused.request.target, refused.id, &index);
     const uint64_t bytes = cell(refused.id);
     if (refused.request.bytes <= inline_send_max_) {
@@ -197,7 +196,7 @@ void Endpoint::forget(const Tracker* tracker) {
 }
 
 void Endpoint::post_receives() {
-    uint32_t index;
+    uint32_t index = 0;
     bool posted = false;
     for (uint16_t id = 0; id < recv_buffers_count_ && recv_ring_reserve(recv_ring_, index); ++id) {
         recv_wqe_set(*recv_ring_slot(recv_ring_, index), reinterpret_cast<uint64_t>(recv_buffers_ + size_t{id} * kRecvBytes),
@@ -224,7 +223,7 @@ void Endpoint::pop_receive() {
     cq_ring_pop(recv_cq_ring_);
     if (!used_buffer) return;
     // The buffer that was consumed goes back, whichever it was: completions come in any order.
-    uint32_t index;
+    uint32_t index = 0;
     if (!recv_ring_complete(recv_ring_, 1) || !recv_ring_reserve(recv_ring_, index) || !receive_buffer(id)) {
         damage_ = "receive completion for buffer " + std::to_string(id) + " which was not posted";
         return;

@@ -60,11 +60,11 @@ class Endpoint {
     Status open(Nic& nic, const EndpointAttr& attr, ControlMemory& memory);
     void close();
 
-    // True when a descriptor can be posted now. Rings the doorbell if only the batch limit stands in the way.
-    bool has_room();
-    bool has_room_again();  // for post_send_again(), which has its request id already
+    bool has_room() const;        // a descriptor can be posted now
+    bool has_room_again() const;  // for post_send_again(), which has its request id already
     uint32_t room() const;  // descriptors that can be posted, doorbells in between
-    // Each posts one descriptor. Pre: has_room(). The doorbell is the caller's, by ring().
+    // Each posts one descriptor. Pre: has_room(). The doorbell is the caller's, by ring(); only where the device takes no
+    // more slots without one (its batch limit) is it rung at once.
     struct Remote {
         WqeTarget target;
         uint64_t addr;

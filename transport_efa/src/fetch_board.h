@@ -20,6 +20,7 @@ struct PendingFetch {
     uint64_t* result = nullptr;  // {value, flag}
     uint64_t flag = 0;
     std::atomic<uint32_t>* outstanding = nullptr;  // the lane's count towards that PE
+    std::atomic<uint8_t>* slot_is_busy = nullptr;  // cleared when the reply slot may be written again
 };
 
 class FetchBoard {

@@ -53,6 +53,7 @@ void LaneQueues::attach(const Job& job, const MemoryTable& memory, FetchBoard& b
         peers_[pe].ack_word = acks + pe;
         peers_[pe].replies = replies + pe * job.window;
         peers_[pe].immediates_of.assign(job.window, 0);
+        peers_[pe].reply_busy = std::make_unique<std::atomic<uint8_t>[]>(job.window);
         for (uint32_t slot = 0; slot < job.window; ++slot)
             peers_[pe].replies[slot] = reply_encode(0, reply_never(slot));
     }

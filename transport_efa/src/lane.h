@@ -33,6 +33,8 @@ struct LanePeer {
     const uint64_t* ack_word = nullptr;  // in control memory, written by the peer's agent
     ReplySlot* replies = nullptr;        // [window], likewise
     std::unique_ptr<std::atomic<uint32_t>> fetches = std::make_unique<std::atomic<uint32_t>>(0);
+    // Per reply slot: a reply is awaited or not yet read. An acknowledged record only says that the reply was sent.
+    std::unique_ptr<std::atomic<uint8_t>[]> reply_busy;
     Code error_code = Code::kOk;  // first error of this peer; its operations fail from then on, others go on
     std::string error;
 };
@@ -97,7 +99,7 @@ class LaneQueues {
     // amo.cpp. Pre: lock held.
     Status check_word(const AmoOp& op) const;
     Status post_record(const AmoOp& op, uint32_t n_writes);
-    Status wait_for_window(int pe, uint32_t immediates);
+    Status wait_for_window(int pe, uint32_t immediates, bool is_fetching);
     Status signal_by_count(const PutSignalOp& op, uint32_t pieces);
     void expect_reply(const AmoOp& op, uint32_t seq);
     Status signal_when_complete(const PutSignalOp& op);
