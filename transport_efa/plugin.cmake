@@ -22,7 +22,7 @@ endfunction()
 
 # The plugin's sources once, also for tests that put recording fakes behind them.
 add_library(nvshmem_efa_plugin_objects OBJECT
-  src/plugin_api.cpp src/plugin_connect.cpp src/plugin_init.cpp src/plugin_memory.cpp src/plugin_ops.cpp)
+  src/plugin_api.cpp src/plugin_connect.cpp src/plugin_fuse.cpp src/plugin_init.cpp src/plugin_memory.cpp src/plugin_ops.cpp)
 target_link_libraries(nvshmem_efa_plugin_objects PUBLIC nvshmem_efa_core)
 
 add_library(nvshmem_efa SHARED)

@@ -15,6 +15,7 @@
 
 #include "abi/nvshmem_abi.h"
 #include "mode.h"
+#include "plugin_fuse.h"
 #include "transport.h"
 
 namespace nvshmem_efa::plugin {
@@ -48,6 +49,7 @@ struct PluginState {
     int n_pes = 0;  // 0 until connect
     int my_pe = 0;
     int next_qp = 2;  // the next number for a queue pair that the program creates
+    HeldPut held;  // used on ABI 3 alone
     Scratch scratch;
     std::mutex own_heap_mutex;
     MemHandle own_heap;  // the first heap chunk in GPU memory; bytes == 0 when there is none
@@ -92,6 +94,7 @@ Status put_signal(PluginState& state, Lane lane, int pe, const std::vector<abi::
                   const SignalArgs& signal);
 Status fence(PluginState& state, Lane lane, bool all_lanes, int pe);
 Status quiet(PluginState& state, Lane lane, bool all_lanes, int pe);
+Status progress(PluginState& state);
 // Makes data that peers' devices wrote into this PE's GPU memory visible to its GPU.
 Status flush_arrivals(PluginState& state);
 // Registers the scratch memory at the first call. Call with scratch.mutex held.

@@ -159,6 +159,11 @@ Status translate_put(int pe, const abi::RmaMemdesc& remote, const abi::RmaMemdes
     return total_bytes(bytes, &op->bytes);
 }
 
+// On ABI 3, whatever leaves by the proxy lane leaves behind the put that is held back.
+bool holds_puts(const PluginState& state, Lane lane) { return state.abi == 3 && lane == Lane::kProxy; }
+
+bool is_signal(int desc) { return desc == abi::kAmoSignal || desc == abi::kAmoSignalSet || desc == abi::kAmoSignalAdd; }
+
 }  // namespace
 
 Status prepare_scratch(PluginState& state) {
@@ -187,6 +192,10 @@ Status rma(PluginState& state, Lane lane, int pe, const abi::RmaVerb& verb, cons
         return get_to_stack(state, lane, op);
     }
     if (is_strided(lane, bytes)) return rma_strided(state, lane, op, bytes);
+    if (!holds_puts(state, lane)) return state.transport->rma(lane, op);
+    // Memory without a handle may be gone by the next call.
+    if (opcode == abi::kOpPut && !op.blocking && op.local_handle) return state.held.hold(*state.transport, op);
+    EFA_TRY(state.held.flush(*state.transport));
     return state.transport->rma(lane, op);
 }
 
@@ -195,7 +204,10 @@ Status amo(PluginState& state, Lane lane, int pe, const AmoVerb& verb, const abi
     EFA_TRY(check_pe(state, pe));
     AmoOp op;
     EFA_TRY(translate_amo(pe, verb, target, bytes.elembytes, &op));
-    return state.transport->amo(lane, op);
+    if (!holds_puts(state, lane)) return state.transport->amo(lane, op);
+    bool is_done = false;
+    EFA_TRY(is_signal(verb.desc) ? state.held.signal(*state.transport, op, &is_done) : state.held.flush(*state.transport));
+    return is_done ? Status() : state.transport->amo(lane, op);
 }
 
 Status put_signal(PluginState& state, Lane lane, int pe, const std::vector<abi::RmaMemdesc>& remote,
@@ -227,6 +239,7 @@ Status put_signal(PluginState& state, Lane lane, int pe, const std::vector<abi::
 
 Status fence(PluginState& state, Lane lane, bool all_lanes, int pe) {
     EFA_TRY(check_pe(state, pe));
+    if (holds_puts(state, lane)) return state.held.fence(*state.transport, pe);
     if (!all_lanes) return state.transport->fence(lane, pe);
     EFA_TRY(state.transport->fence(Lane::kHost, pe));
     return state.transport->fence(Lane::kProxy, pe);
@@ -234,9 +247,16 @@ Status fence(PluginState& state, Lane lane, bool all_lanes, int pe) {
 
 Status quiet(PluginState& state, Lane lane, bool all_lanes, int pe) {
     EFA_TRY(check_pe(state, pe));
+    if (holds_puts(state, lane)) EFA_TRY(state.held.flush(*state.transport));
     if (!all_lanes) return state.transport->quiet(lane, pe);
     EFA_TRY(state.transport->quiet(Lane::kHost, pe));
     return state.transport->quiet(Lane::kProxy, pe);
+}
+
+Status progress(PluginState& state) {
+    if (state.n_pes == 0) return Status();
+    if (holds_puts(state, Lane::kProxy)) EFA_TRY(state.held.flush(*state.transport));
+    return state.transport->progress(Lane::kProxy);
 }
 
 Status flush_arrivals(PluginState& state) {

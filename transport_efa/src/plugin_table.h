@@ -86,7 +86,7 @@ struct EntryPoints {
         });
     }
     static int progress(Struct* t) {
-        return guarded("progress", [&] { return state_of(t).transport->progress(Lane::kProxy); });
+        return guarded("progress", [&] { return plugin::progress(state_of(t)); });
     }
     static int rma(Struct* t, int pe, abi::RmaVerb verb, abi::RmaMemdesc* remote, abi::RmaMemdesc* local,
                    abi::RmaBytesdesc bytes, int qp) {

@@ -2,6 +2,7 @@
 // Puts and gets: checked, cut into pieces over the rails, posted as RDMA WRITE and READ.
 #include <algorithm>
 
+#include "cuda_driver.h"
 #include "lane.h"
 
 namespace nvshmem_efa {
@@ -86,28 +87,34 @@ Status LaneQueues::post_copy(const RmaOp& op, const uint32_t* immediate, Tracker
     return Status();
 }
 
+// NVSHMEM's p_on_stream hands us the address of a host thread's variable, as a put with no handle.
+bool LaneQueues::can_copy(const RmaOp& op, const uint32_t* immediate) const {
+    return op.kind == RmaKind::kPut && op.bytes <= kCellBytes && !immediate && !op.local_handle &&
+           cuda::memory_kind_of(op.local) == MemoryKind::kHost;
+}
+
 Status LaneQueues::post_rma(const RmaOp& op, const uint32_t* immediate, Tracker* tracker) {
     if (op.kind == RmaKind::kPut) EFA_TRY(wait_for_overlap(op.pe, op.remote, op.bytes));
-    if (op.copy_source) {
+    MemHandle found;
+    const MemHandle* local;
+    Status registered = op.copy_source ? Status() : find_local(op, &found, &local);
+    if (op.copy_source || (!registered.ok() && can_copy(op, immediate))) {
         EFA_TRY(post_copy(op, immediate, tracker));
-    } else {
-        MemHandle found;
-        const MemHandle* local;
-        EFA_TRY(find_local(op, &found, &local));
-        const Cut plan = cut(op.bytes);
-        for (uint64_t start = 0; start < op.bytes; start += plan.stripe_bytes) {
-            const uint64_t end = std::min<uint64_t>(start + plan.stripe_bytes, op.bytes);
-            for (uint64_t at = start; at < end; at += plan.segment_bytes) {
-                const auto bytes = static_cast<uint32_t>(std::min(plan.segment_bytes, end - at));
-                EFA_TRY(post_piece(op, *local, at, bytes, immediate, tracker));
-            }
-            next_rail_ = next_rail_ + 1 == job_->n_rails ? 0 : next_rail_ + 1;
-        }
-        ring_all();
+        endpoints_[next_rail_].ring();
+        turn_rail();
         return Status();
     }
-    endpoints_[next_rail_].ring();
-    next_rail_ = next_rail_ + 1 == job_->n_rails ? 0 : next_rail_ + 1;
+    EFA_TRY(std::move(registered));
+    const Cut plan = cut(op.bytes);
+    for (uint64_t start = 0; start < op.bytes; start += plan.stripe_bytes) {
+        const uint64_t end = std::min<uint64_t>(start + plan.stripe_bytes, op.bytes);
+        for (uint64_t at = start; at < end; at += plan.segment_bytes) {
+            const auto bytes = static_cast<uint32_t>(std::min(plan.segment_bytes, end - at));
+            EFA_TRY(post_piece(op, *local, at, bytes, immediate, tracker));
+        }
+        turn_rail();
+    }
+    ring_all();
     return Status();
 }
 

@@ -15,8 +15,6 @@ constexpr uint64_t kGranule = 2u << 20;  // of VMM allocations; a dma-buf of les
 constexpr int kRangeDmabufFd = 1;
 constexpr unsigned long long kRangeViaPcie = 1;  // on coherent platforms: map over PCIe, where the NIC is
 
-using GetHandleForRange = cuda::Result (*)(void* handle, cuda::DevicePtr addr, size_t bytes, int type,
-                                           unsigned long long flags);
 using GetPciBusId = cuda::Result (*)(char* text, int text_bytes, cuda::Device device);
 
 // Of the libcuda that this process has loaded already; these calls came later than the table of cuda_driver.h.
@@ -62,13 +60,7 @@ Dmabuf& Dmabuf::operator=(Dmabuf&& other) noexcept {
     return *this;
 }
 
-Status export_cuda_dmabuf(const void* addr, size_t bytes, Dmabuf* dmabuf) {
-    const cuda::Driver* driver = cuda::driver_if_loaded();
-    const auto get_handle = find_cuda_call<GetHandleForRange>("cuMemGetHandleForAddressRange");
-    if (driver == nullptr || get_handle == nullptr) {
-        return Status::error(Code::kUnsupported, "CUDA 11.7 or newer exports GPU memory as dma-buf",
-                             "this process has no libcuda.so.1 with cuMemGetHandleForAddressRange");
-    }
+int export_granules(GetHandleForRange get_handle, const void* addr, size_t bytes, Dmabuf* dmabuf) {
     const auto start = reinterpret_cast<uint64_t>(addr);
     cuda::Result result = cuda::kSuccess;
     for (const uint64_t unit : {kGranule, static_cast<uint64_t>(sysconf(_SC_PAGESIZE))}) {
@@ -77,9 +69,21 @@ Status export_cuda_dmabuf(const void* addr, size_t bytes, Dmabuf* dmabuf) {
         result = export_range(get_handle, range, &fd);
         if (result == cuda::kSuccess) {
             *dmabuf = Dmabuf(fd, start - range.base);
-            return Status();
+            break;
         }
     }
+    return result;
+}
+
+Status export_cuda_dmabuf(const void* addr, size_t bytes, Dmabuf* dmabuf) {
+    const cuda::Driver* driver = cuda::driver_if_loaded();
+    const auto get_handle = find_cuda_call<GetHandleForRange>("cuMemGetHandleForAddressRange");
+    if (driver == nullptr || get_handle == nullptr) {
+        return Status::error(Code::kUnsupported, "CUDA 11.7 or newer exports GPU memory as dma-buf",
+                             "this process has no libcuda.so.1 with cuMemGetHandleForAddressRange");
+    }
+    const cuda::Result result = export_granules(get_handle, addr, bytes, dmabuf);
+    if (result == cuda::kSuccess) return Status();
     return cuda::driver_error(*driver, result, "cuMemGetHandleForAddressRange",
                               "the allocation must be made for GPUDirect RDMA, and the kernel be 5.12 or newer");
 }

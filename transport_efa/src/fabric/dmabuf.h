@@ -34,6 +34,10 @@ using DmabufExporter = std::function<Status(const void* addr, size_t bytes, Dmab
 // Through the CUDA driver, if this process has loaded it: whole 2 MiB granules first (VMM heaps), whole pages second.
 Status export_cuda_dmabuf(const void* addr, size_t bytes, Dmabuf* dmabuf);
 
+// The driver's cuMemGetHandleForAddressRange, and what export_cuda_dmabuf() does with it: 0, or the last CUDA error.
+using GetHandleForRange = int (*)(void* handle, uint64_t addr, size_t bytes, int type, unsigned long long flags);
+int export_granules(GetHandleForRange get_handle, const void* addr, size_t bytes, Dmabuf* dmabuf);
+
 // PCI id of the GPU whose context is current on this thread; empty when there is none.
 std::string current_gpu_pci_id();
 
