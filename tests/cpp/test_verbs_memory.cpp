@@ -18,7 +18,7 @@ char memory[4096];
 // A CUDA driver that exports only ranges within [base, end), and keeps what it was asked.
 struct FakeRanges {
     uint64_t base = 0, end = 0;
-    std::vector<std::pair<uint64_t, size_t>> asked;
+    std::vector<std::pair<uint64_t, size_t>> asked = {};
     int fd = -1;
 };
 FakeRanges ranges;

@@ -203,6 +203,17 @@ TEST(a_completion_queue_in_use_is_not_destroyed) {
     CHECK_EQ(count_calls("ibv_destroy_cq"), size_t(2));
 }
 
+TEST(one_completion_queue_for_both_sides_is_free_after_its_queue_pair) {
+    Rig rig;
+    Nic& nic = rig.open_one();
+    const Cq cq = make_cq(nic);
+    Qp qp;
+    CHECK_OK(nic.create_qp(qp_attr(cq, cq), &qp));
+    CHECK_FAILS(nic.destroy_cq(cq.handle), Code::kInvalidArgument, "in use by 1 queue pairs");
+    CHECK_OK(nic.destroy_qp(qp.handle));
+    CHECK_OK(nic.destroy_cq(cq.handle));
+}
+
 TEST(a_counter_in_host_memory_is_asked_for_in_these_bytes) {
     Rig rig;
     Nic& nic = rig.open_one();

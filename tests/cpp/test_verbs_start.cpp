@@ -149,6 +149,16 @@ TEST(two_things_too_old_are_too_old_and_not_missing) {
     CHECK_FAILS(rig.open_all(), Code::kTooOld, "2 things are missing");
 }
 
+TEST(what_is_missing_outweighs_what_is_too_old_in_either_order) {
+    Rig rig;
+    rig.machine.libibverbs = "libibverbs-nowhere.so.1";
+    rig.machine.libefa = rig.without_symbol(fake::kEfa, "efadv_query_cq");
+    CHECK_FAILS(rig.open_all(), Code::kMissing, "2 things are missing");
+    rig.machine.libibverbs = rig.without_symbol(fake::kIbverbs, "ibv_query_gid");
+    rig.machine.libefa = "libefa-nowhere.so.1";
+    CHECK_FAILS(rig.open_all(), Code::kMissing, "2 things are missing");
+}
+
 TEST(a_machine_with_only_mlx5_says_so) {
     Rig rig(0);
     CHECK_FAILS(rig.open_all(), Code::kMissing, "no EFA device on this machine; other RDMA devices, not EFA: mlx5_0 (mlx5_core)");
