@@ -89,24 +89,27 @@ void check_elements(Run& run, bool on_stream) {
         const uint64_t wanted = mix2(run.seed, from * 1000 + i);
         if (got[i] != wanted) run.fail("p: word %d is %llx, not %llx", i, (unsigned long long)got[i], (unsigned long long)wanted);
         if (got_reals[i] != from * 1000 + i + 0.25) run.fail("p: double %d is %g", i, got_reals[i]);
-        // What the peer holds was put there by us.
+        // What the peer holds was put there by us. The host's g is "not implemented" in NVSHMEM 3.4.5 without P2P.
+        if (!on_stream && !job.p2p) continue;
         const uint64_t back = on_stream ? nvshmemx_uint64_g_on_stream(words.get() + i, to, job.stream)
                                         : nvshmem_uint64_g(words.get() + i, to);
         if (back != mix2(run.seed, job.pe * 1000 + i)) run.fail("g: word %d is %llx", i, (unsigned long long)back);
-        run.add_digest(got[i]);
     }
+    for (int i = 0; i < kCount; ++i) run.add_digest(got[i]);
     meet(job, "g");
 }
 GPU_CASE(p_g_host, "host", 38, 60) { check_elements(run, false); }
 GPU_CASE(p_g_stream, "stream", 39, 60) { check_elements(run, true); }
 
 GPU_CASE(strided_host, "strided", 91, 60) {
+    if (!run.job.p2p) throw Skip{"NVSHMEM's host iput and iget work over P2P only"};
     check_strided(run, [&](int* dest, const int* source, ptrdiff_t dst, ptrdiff_t sst, size_t count, int pe, bool get) {
         if (get) nvshmem_int_iget(dest, source, dst, sst, count, pe);
         else nvshmem_int_iput(dest, source, dst, sst, count, pe);
     });
 }
 GPU_CASE(strided_stream, "strided", 92, 60) {
+    if (!run.job.p2p) throw Skip{"NVSHMEM's host iput and iget work over P2P only"};
     check_strided(run, [&](int* dest, const int* source, ptrdiff_t dst, ptrdiff_t sst, size_t count, int pe, bool get) {
         if (get) nvshmemx_int_iget_on_stream(dest, source, dst, sst, count, pe, run.job.stream);
         else nvshmemx_int_iput_on_stream(dest, source, dst, sst, count, pe, run.job.stream);

@@ -51,6 +51,9 @@ class Exchange {
     char* inbox(uint32_t source, uint32_t message) const {
         return inbox_ + (size_t{source} * messages_max_ + message) * stride_;
     }
+    char* workplace(uint32_t source, uint32_t message) const {
+        return work_ + (size_t{source} * messages_max_ + message) * stride_;
+    }
     char* outbox(uint32_t message) const { return outbox_ + size_t{message} * stride_; }
     char* answer(uint32_t token, uint32_t slot) const {
         return answers_ + (size_t{token} * demo_.topk + slot) * (demo_.hidden_bytes | 1u);
@@ -66,7 +69,7 @@ class Exchange {
     const DemoOptions& demo_;
     const uint32_t n_pes_, me_, messages_max_;
     size_t stride_ = 0;
-    char *inbox_ = nullptr, *outbox_ = nullptr, *answers_ = nullptr;
+    char *inbox_ = nullptr, *work_ = nullptr, *outbox_ = nullptr, *answers_ = nullptr;
     Counts *counts_in_ = nullptr, *counts_out_ = nullptr;
     uint64_t *counts_signal_ = nullptr, *token_signal_ = nullptr, *answer_signal_ = nullptr, *done_signal_ = nullptr;
     std::vector<uint64_t> tokens_seen_, answers_seen_;  // what the signals have reached so far
@@ -76,6 +79,7 @@ class Exchange {
 
 Status Exchange::allocate() {
     EFA_TRY(run_.allocate(size_t{n_pes_} * messages_max_ * stride_, &inbox_));
+    EFA_TRY(run_.allocate(size_t{n_pes_} * messages_max_ * stride_, &work_));
     EFA_TRY(run_.allocate(size_t{messages_max_} * stride_, &outbox_));
     EFA_TRY(run_.allocate(size_t{messages_max_} * (demo_.hidden_bytes | 1u), &answers_));
     EFA_TRY(run_.allocate(n_pes_, &counts_in_));
@@ -93,9 +97,9 @@ Status Exchange::allocate() {
 }
 
 Status Exchange::release() {
-    for (void* block :
-         {static_cast<void*>(counts_signal_), static_cast<void*>(counts_out_), static_cast<void*>(counts_in_),
-          static_cast<void*>(answers_), static_cast<void*>(outbox_), static_cast<void*>(inbox_)})
+    for (void* block : {static_cast<void*>(counts_signal_), static_cast<void*>(counts_out_),
+                        static_cast<void*>(counts_in_), static_cast<void*>(answers_), static_cast<void*>(outbox_),
+                        static_cast<void*>(work_), static_cast<void*>(inbox_)})
         EFA_TRY(run_.pe.free(block));
     return Status();
 }
@@ -151,7 +155,7 @@ bool Exchange::check_message(uint32_t source, uint32_t round, char* message) {
     return true;
 }
 
-// The expert's side: all tokens of one source, checked, transformed in place and sent home.
+// The expert's side: all tokens of one source, checked, transformed and sent home.
 Status Exchange::serve(uint32_t source, uint32_t round) {
     const int from = static_cast<int>(source);
     EFA_TRY(run_.pe.wait_until(&counts_signal_[source], Compare::kAtLeast, round + 1, from).with_context("counts"));
@@ -163,10 +167,15 @@ Status Exchange::serve(uint32_t source, uint32_t round) {
     tokens_seen_[source] += counts.messages;
     EFA_TRY(run_.pe.wait_until(&token_signal_[source], Compare::kAtLeast, tokens_seen_[source], from)
                 .with_context("tokens"));
-    if (run_.options.corrupt && me_ == 0 && round == 0 && counts.messages > 0)
-        inbox(source, 0)[sizeof(MessageHeader)] ^= 1;
     for (uint32_t k = 0; k < counts.messages; ++k) {
         char* message = inbox(source, k);
+        if (!run_.options.in_place) {
+            // A signal that the agent applies by counting may come before the sender's completion, and until then SRD
+            // may place the token once more: what is changed in the inbox could be overwritten with the old bytes.
+            message = workplace(source, k);
+            std::memcpy(message, inbox(source, k), sizeof(MessageHeader) + demo_.hidden_bytes);
+        }
+        if (run_.options.corrupt && me_ == 0 && round == 0 && k == 0) message[sizeof(MessageHeader)] ^= 1;
         if (!check_message(source, round, message)) continue;
         MessageHeader header;
         std::memcpy(&header, message, sizeof header);

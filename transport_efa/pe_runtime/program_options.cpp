@@ -91,7 +91,8 @@ Status parse_arguments(int argc, char** argv, ProgramOptions* options) {
     const std::map<std::string, std::string*> texts = {
         {"--plugin", &options->pe.plugin_path}, {"--job", &options->pe.job}, {"--die-at", &options->run.die_at}};
     const std::map<std::string, bool*> flags = {{"--quick", &options->run.is_quick},
-                                                {"--corrupt", &options->run.corrupt}};
+                                                {"--corrupt", &options->run.corrupt},
+                                                {"--in-place", &options->run.in_place}};
     bool has_pe = false, has_pes = false;
     for (int i = 2; i < argc; ++i) {
         const char* name = argv[i];

@@ -27,8 +27,9 @@ struct RunOptions {
     DemoOptions demo;
     bool is_quick = false;
     int progress_fd = -1;
-    bool corrupt = false;  // tests: PE 0 flips a byte before it checks
-    std::string die_at;    // tests: PE die_pe kills itself at this phase
+    bool corrupt = false;   // tests: PE 0 flips a byte before it checks
+    bool in_place = false;  // tests: experts change tokens where they arrived
+    std::string die_at;     // tests: PE die_pe kills itself at this phase
     int die_pe = -1;
 };
 

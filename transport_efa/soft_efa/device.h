@@ -231,6 +231,12 @@ class Device {
     void emit_all();
     void emit_peer(uint32_t index);
     bool emit_op(uint32_t peer_index, uint32_t op_index, bool* is_done);
+    // Each segment of GPU memory costs a copy of some 4 us, whatever its length: few of them, and one where nothing is
+    // reordered anyway.
+    uint32_t segments_max(bool by_reference) const {
+        if (!by_reference) return options_.profile.segments_max;
+        return options_.faults.reorder_ns != 0 ? 3 : 1;
+    }
     void plan_segments(const Peer& peer, Op& op);
     PacketHeader op_header(const Op& op, uint32_t op_index, const Gid& to) const;
     bool emit_answer(uint32_t peer_index, Answer& answer, bool* is_done);

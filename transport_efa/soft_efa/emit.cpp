@@ -105,8 +105,8 @@ void Device::plan_segments(const Peer& peer, Op& op) {
         PeerBytes reference;
         op.by_reference = can_refer(peer, MemoryAddr{region->kind, sge_addr(op.sges[0])}, op.bytes, &reference);
         const uint64_t most = op.by_reference ? UINT32_MAX : options_.payload_max;
-        op.segment_bytes = static_cast<uint32_t>(
-            segment_length(op.bytes, options_.profile.segments_max, caps().mtu, most));
+        op.segment_bytes =
+            static_cast<uint32_t>(segment_length(op.bytes, segments_max(op.by_reference), caps().mtu, most));
     }
     op.n_segments = op.bytes == 0 ? 1 : static_cast<uint32_t>((op.bytes + op.segment_bytes - 1) / op.segment_bytes);
     if (op.opcode != SendOpcode::kRdmaWrite) op.n_segments = 1;

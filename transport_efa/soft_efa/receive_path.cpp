@@ -234,7 +234,8 @@ void Device::handle_read_request(uint32_t index) {
     answer.lkey = region->lkey;
     PeerBytes reference;
     answer.by_reference = can_refer(peers_[arrival.peer], MemoryAddr{region->kind, answer.addr}, answer.end, &reference);
-    const uint64_t even = (answer.end + options_.profile.segments_max - 1) / options_.profile.segments_max;
+    const uint32_t segments = segments_max(answer.by_reference);
+    const uint64_t even = (answer.end + segments - 1) / segments;
     const uint64_t aligned = std::max<uint64_t>((even + 4095) / 4096 * 4096, caps().mtu);
     answer.segment_bytes =
         static_cast<uint32_t>(answer.by_reference ? aligned : std::min<uint64_t>(aligned, options_.payload_max));

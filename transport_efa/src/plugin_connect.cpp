@@ -66,6 +66,11 @@ Status connect(PluginState& state, abi::BootstrapHandle* boot, int my_pe, int n_
     EFA_TRY(state.transport->connect(bootstrap));
     state.my_pe = my_pe;
     state.n_pes = n_pes;
+    {
+        // Now, on this thread: registering pins memory, which may not happen beside a spinning kernel.
+        const std::lock_guard<std::mutex> lock(state.scratch.mutex);
+        EFA_TRY(prepare_scratch(state));
+    }
     if (my_pe == 0) {
         const StartFacts facts{mode_name(state.mode), state.transport->describe(), n_pes, state.abi, nvshmem_version()};
         EFA_LOG(kInfo, "start", "%s", start_line(facts).c_str());

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 
+#include "cuda_driver.h"
 #include "plugin.h"
 
 namespace nvshmem_efa::plugin {
@@ -68,7 +69,12 @@ Status rma_strided(PluginState& state, Lane lane, RmaOp op, const abi::RmaBytesd
     return blocking ? state.transport->quiet(lane, op.pe) : Status();
 }
 
-// g from a host thread: the result goes to the caller's stack, which no device can write.
+// The result of g on the host and of g_on_stream goes to a variable of the caller, who waits for it. No device can
+// write there.
+bool is_host_variable(const RmaOp& op) {
+    return !op.local_handle && op.bytes <= kScratchBytes && cuda::memory_kind_of(op.local) == MemoryKind::kHost;
+}
+
 Status get_to_stack(PluginState& state, Lane lane, RmaOp op) {
     Scratch& scratch = state.scratch;
     const std::lock_guard<std::mutex> lock(scratch.mutex);
@@ -188,7 +194,8 @@ Status rma(PluginState& state, Lane lane, int pe, const abi::RmaVerb& verb, cons
     }
     op.blocking = !verb.is_nbi && opcode != abi::kOpP;
     if (op.bytes == 0) return Status();
-    if (opcode == abi::kOpG && lane == Lane::kHost && !op.local_handle && op.bytes <= kScratchBytes) {
+    if (op.kind == RmaKind::kGet && is_host_variable(op)) {
+        if (holds_puts(state, lane)) EFA_TRY(state.held.flush(*state.transport));
         return get_to_stack(state, lane, op);
     }
     if (is_strided(lane, bytes)) return rma_strided(state, lane, op, bytes);
