@@ -67,10 +67,12 @@ void build_shared(MachineTree& tree, int nics) {
         const std::string top = "pci0000:" + bus + "/0000:" + bus + ":01.0/0000:" + hex2(0x11 + i * 0x20) + ":00.0";
         for (int n = 0; n < nics; ++n) {
             const std::string id = "0000:" + hex2(0x14 + i * 0x20 + n) + ":00.0";
-            tree.efa(top + "/0000:12:0" + std::to_string(n) + ".0", id, i / 2, "sw" + std::to_string(i) + "nic" + std::to_string(n));
+            tree.efa(top + "/0000:12:0" + std::to_string(n) + ".0", id, i / 2,
+                     "sw" + std::to_string(i) + "nic" + std::to_string(n));
         }
         for (int g = 0; g < 2; ++g) {
-            tree.gpu(top + "/0000:12:1" + std::to_string(g) + ".0", "0000:" + hex2(0x1a + i * 0x20 + g) + ":00.0", i / 2);
+            tree.gpu(top + "/0000:12:1" + std::to_string(g) + ".0", "0000:" + hex2(0x1a + i * 0x20 + g) + ":00.0",
+                     i / 2);
         }
     }
 }
@@ -175,8 +177,8 @@ TEST(a_pci_id_is_read_in_every_usual_spelling) {
 }
 
 TEST(what_is_not_a_pci_id_is_refused) {
-    for (const char* text : {"", "GPU-12", "0000:53:00", "0000:53:00.0x", "0000:53:20.0", "0000:53:00.8", "10000:53:00.0",
-                             "53:00.0 ", "0000:53:00.0\n"}) {
+    for (const char* text : {"", "GPU-12", "0000:53:00", "0000:53:00.0x", "0000:53:20.0", "0000:53:00.8",
+                             "10000:53:00.0", "53:00.0 ", "0000:53:00.0\n"}) {
         CHECK_EQ(normal_pci_id(text), std::string());
     }
 }

@@ -120,7 +120,8 @@ TEST(every_call_may_fail_at_every_place_and_nothing_is_left) {
 }
 
 TEST(a_destroy_that_fails_once_is_made_again_at_the_end) {
-    for (const char* name : {"ibv_destroy_qp", "ibv_destroy_comp_cntr", "ibv_destroy_cq", "ibv_destroy_ah", "ibv_dereg_mr"}) {
+    for (const char* name :
+         {"ibv_destroy_qp", "ibv_destroy_comp_cntr", "ibv_destroy_cq", "ibv_destroy_ah", "ibv_dereg_mr"}) {
         Rig rig(2);
         const bool has_probe = !std::strcmp(name, "ibv_destroy_qp") || !std::strcmp(name, "ibv_destroy_cq");
         state().failures[name] = {.error = 16, .after = has_probe ? 2 : 0};
@@ -147,7 +148,8 @@ TEST(a_failed_end_is_logged_and_does_not_stop_the_rest) {
     CHECK_OK(nic.create_cq({.depth = 16}, &cq));
     state().failures["ibv_destroy_cq"] = {.error = 5, .once = false};
     rig.nics.clear();
-    CHECK_EQ(fake::joined(fake::call_names()), std::string("efadv_create_cq efadv_query_cq ibv_destroy_cq ibv_dealloc_pd ibv_close_device"));
+    CHECK_EQ(fake::joined(fake::call_names()),
+             std::string("efadv_create_cq efadv_query_cq ibv_destroy_cq ibv_dealloc_pd ibv_close_device"));
     state().failures.clear();
     fake::forget_objects();
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory regions and completion queues of a verbs Nic, call by call: the bytes handed to the library, and what comes back.
+// Memory regions and completion queues of a verbs Nic, call by call: the bytes handed to the library, and what comes
+// back.
 #include "verbs_rig.h"
 
 using namespace nvshmem_efa;
@@ -256,7 +257,8 @@ TEST(a_completion_queue_in_gpu_memory_needs_the_capability) {
     state().answers.efa_caps &= ~32u;
     Nic& nic = rig.open_one();
     Cq cq;
-    CHECK_FAILS(nic.create_cq({.depth = 64, .memory = memory, .memory_bytes = 2048}, &cq), Code::kUnsupported, "caller's memory");
+    CHECK_FAILS(nic.create_cq({.depth = 64, .memory = memory, .memory_bytes = 2048}, &cq), Code::kUnsupported,
+                "caller's memory");
     CHECK_EQ(rig.exports, 0);
 }
 
@@ -264,7 +266,8 @@ TEST(a_completion_queue_that_does_not_fit_its_memory_is_refused) {
     Rig rig;
     Nic& nic = rig.open_one();
     Cq cq;
-    CHECK_FAILS(nic.create_cq({.depth = 65, .memory = memory, .memory_bytes = 4095}, &cq), Code::kInvalidArgument, "4096 bytes");
+    CHECK_FAILS(nic.create_cq({.depth = 65, .memory = memory, .memory_bytes = 4095}, &cq), Code::kInvalidArgument,
+                "4096 bytes");
 }
 
 TEST(scattered_gpu_memory_is_named_as_the_reason) {
@@ -272,7 +275,8 @@ TEST(scattered_gpu_memory_is_named_as_the_reason) {
     Nic& nic = rig.open_one();
     state().failures["efadv_create_cq"] = {.error = 22};
     Cq cq;
-    CHECK_FAILS(nic.create_cq({.depth = 64, .memory = memory, .memory_bytes = 2048}, &cq), Code::kDevice, "physically contiguous");
+    CHECK_FAILS(nic.create_cq({.depth = 64, .memory = memory, .memory_bytes = 2048}, &cq), Code::kDevice,
+                "physically contiguous");
     CHECK(!fake::is_open(rig.last_fd));
 }
 

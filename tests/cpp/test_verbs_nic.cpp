@@ -75,9 +75,10 @@ TEST(what_is_left_is_destroyed_in_the_devices_order) {
     CHECK_OK(nic.register_memory({memory, sizeof(memory)}, &region));
     state().calls.clear();
     rig.nics.clear();
-    CHECK_EQ(fake::joined(fake::call_names()),
-             std::string("ibv_destroy_qp ibv_destroy_comp_cntr ibv_destroy_cq ibv_destroy_ah ibv_dereg_mr ibv_dealloc_pd "
-                         "ibv_close_device"));
+    CHECK_EQ(
+        fake::joined(fake::call_names()),
+        std::string("ibv_destroy_qp ibv_destroy_comp_cntr ibv_destroy_cq ibv_destroy_ah ibv_dereg_mr ibv_dealloc_pd "
+                    "ibv_close_device"));
     fake::check_nothing_left();
 }
 

@@ -145,7 +145,8 @@ TEST(depths_beyond_the_device_are_refused_with_its_maximum) {
     Qp qp;
     QpAttr attr = qp_attr(cq, cq);
     attr.sq_depth = 4097;
-    CHECK_FAILS(nic.create_qp(attr, &qp), Code::kInvalidArgument, "a send queue of 4097 entries on efa_0, which has at most 4096");
+    CHECK_FAILS(nic.create_qp(attr, &qp), Code::kInvalidArgument,
+                "a send queue of 4097 entries on efa_0, which has at most 4096");
     attr.large_slots = true;
     attr.sq_depth = 2049;
     CHECK_FAILS(nic.create_qp(attr, &qp), Code::kInvalidArgument, "which has at most 2048");
@@ -251,7 +252,12 @@ TEST(each_counted_operation_is_the_librarys_own_bit) {
     const struct {
         uint32_t ours;
         uint32_t library;
-    } cases[] = {{kCountSend, 1}, {kCountRecv, 2}, {kCountRead, 4}, {kCountRemoteRead, 8}, {kCountWrite, 16}, {kCountRemoteWrite, 32},
+    } cases[] = {{kCountSend, 1},
+                 {kCountRecv, 2},
+                 {kCountRead, 4},
+                 {kCountRemoteRead, 8},
+                 {kCountWrite, 16},
+                 {kCountRemoteWrite, 32},
                  {kCountWrite | kCountRemoteWrite, 48}};
     Rig rig;
     Nic& nic = rig.open_one();
@@ -300,7 +306,8 @@ TEST(an_attach_that_fails_leaves_the_queue_ready) {
     CHECK_OK(nic.create_counter({&words[0], &words[1], MemoryKind::kHost}, &counter));
     state().calls.clear();
     state().failures["ibv_qp_attach_comp_cntr"] = {.error = 95};
-    CHECK_FAILS(nic.attach_counter(qp.handle, counter, kCountRecv), Code::kUnsupported, "ibv_qp_attach_comp_cntr failed on efa_0");
+    CHECK_FAILS(nic.attach_counter(qp.handle, counter, kCountRecv), Code::kUnsupported,
+                "ibv_qp_attach_comp_cntr failed on efa_0");
     CHECK_EQ(call("ibv_modify_qp", 3).at<uint32_t>(0), 3u);
     CHECK_OK(nic.destroy_counter(counter));
 }
@@ -313,7 +320,8 @@ TEST(bad_counter_requests_are_refused_before_the_library_sees_them) {
     CHECK_OK(nic.create_qp(qp_attr(cq, cq), &qp));
     uint64_t words[2] = {};
     uint64_t counter = 0;
-    CHECK_FAILS(nic.create_counter({nullptr, &words[1], MemoryKind::kHost}, &counter), Code::kInvalidArgument, "without memory");
+    CHECK_FAILS(nic.create_counter({nullptr, &words[1], MemoryKind::kHost}, &counter), Code::kInvalidArgument,
+                "without memory");
     CHECK_OK(nic.create_counter({&words[0], &words[1], MemoryKind::kHost}, &counter));
     CHECK_OK(nic.attach_counter(qp.handle, counter, kCountWrite));
     state().calls.clear();
@@ -330,7 +338,8 @@ TEST(without_the_capability_there_are_no_counters) {
     Nic& nic = rig.open_one();
     uint64_t words[2] = {};
     uint64_t counter = 0;
-    CHECK_FAILS(nic.create_counter({&words[0], &words[1], MemoryKind::kHost}, &counter), Code::kUnsupported, "no completion counters");
+    CHECK_FAILS(nic.create_counter({&words[0], &words[1], MemoryKind::kHost}, &counter), Code::kUnsupported,
+                "no completion counters");
 }
 
 TEST_MAIN()

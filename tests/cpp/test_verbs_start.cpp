@@ -59,7 +59,8 @@ void hide_each(const std::string& library, std::string verbs::Machine::*which, c
     rig.machine.*which = rig.without_symbol(library, symbol.name);
     const Status status = rig.open_all();
     if (is_demanded(symbol.name)) {
-        const std::string named = std::string(symbol.name) + " (" + symbol.version + ", rdma-core " + symbol.release + ")";
+        const std::string named =
+            std::string(symbol.name) + " (" + symbol.version + ", rdma-core " + symbol.release + ")";
         CHECK_FAILS(rig.open_all(), Code::kTooOld, named.c_str());
         CHECK_FAILS(rig.open_all(), Code::kTooOld, "v59");
         CHECK_FAILS(rig.open_all(), Code::kTooOld, (rig.machine.*which).c_str());
@@ -91,12 +92,13 @@ TEST(opening_and_closing_make_these_calls_in_this_order) {
     Rig rig;
     CHECK_OK(rig.open_all());
     rig.nics.clear();
-    CHECK_EQ(fake::joined(fake::call_names()),
-             std::string("ibv_get_device_list ibv_open_device efadv_query_device ibv_query_device efadv_get_max_sq_depth "
-                         "efadv_get_max_rq_depth _ibv_query_comp_cntr_caps ibv_query_port ibv_query_gid ibv_alloc_pd "
-                         "efadv_create_cq efadv_query_cq efadv_create_qp_ex efadv_query_qp_wqs "
-                         "ibv_query_qp_data_in_order ibv_destroy_qp ibv_destroy_cq ibv_free_device_list "
-                         "ibv_dealloc_pd ibv_close_device"));
+    CHECK_EQ(
+        fake::joined(fake::call_names()),
+        std::string("ibv_get_device_list ibv_open_device efadv_query_device ibv_query_device efadv_get_max_sq_depth "
+                    "efadv_get_max_rq_depth _ibv_query_comp_cntr_caps ibv_query_port ibv_query_gid ibv_alloc_pd "
+                    "efadv_create_cq efadv_query_cq efadv_create_qp_ex efadv_query_qp_wqs "
+                    "ibv_query_qp_data_in_order ibv_destroy_qp ibv_destroy_cq ibv_free_device_list "
+                    "ibv_dealloc_pd ibv_close_device"));
     fake::check_nothing_left();
 }
 
@@ -134,10 +136,11 @@ TEST(everything_that_is_missing_stands_in_one_error) {
     rig.machine.memlock_bytes = 65536;
     const Status status = rig.open_all();
     CHECK_EQ(status.code(), Code::kMissing);
-    for (const char* part : {"4 things are missing", "(1) cannot load libibverbs-nowhere.so.1", "(2) ", "efadv_query_cq",
-                             "(3) no EFA device on this machine", "(4) only 64 KiB of memory may be locked", "hint: ulimit -l",
-                             "NVSHMEM_EFA_MODE=soft"}) {
-        if (!std::strstr(status.message(), part)) check::fail(__FILE__, __LINE__, std::string(part) + " not in " + status.message());
+    for (const char* part : {"4 things are missing", "(1) cannot load libibverbs-nowhere.so.1", "(2) ",
+                             "efadv_query_cq", "(3) no EFA device on this machine",
+                             "(4) only 64 KiB of memory may be locked", "hint: ulimit -l", "NVSHMEM_EFA_MODE=soft"}) {
+        if (!std::strstr(status.message(), part))
+            check::fail(__FILE__, __LINE__, std::string(part) + " not in " + status.message());
     }
     CHECK(state().calls.empty());
 }
@@ -161,7 +164,8 @@ TEST(what_is_missing_outweighs_what_is_too_old_in_either_order) {
 
 TEST(a_machine_with_only_mlx5_says_so) {
     Rig rig(0);
-    CHECK_FAILS(rig.open_all(), Code::kMissing, "no EFA device on this machine; other RDMA devices, not EFA: mlx5_0 (mlx5_core)");
+    CHECK_FAILS(rig.open_all(), Code::kMissing,
+                "no EFA device on this machine; other RDMA devices, not EFA: mlx5_0 (mlx5_core)");
 }
 
 TEST(an_efa_driver_on_a_device_of_another_vendor_is_skipped) {
@@ -252,8 +256,9 @@ TEST(the_filter_takes_the_named_devices_in_their_order) {
 
 TEST(an_unknown_name_in_the_filter_lists_what_is_there) {
     Rig rig(2);
-    CHECK_FAILS(rig.open_all({.device_filter = "efa_1,rdmap9s0"}), Code::kConfig,
-                "names rdmap9s0, which is not an EFA device here; EFA devices: efa_0, efa_1; others: mlx5_0 (mlx5_core)");
+    CHECK_FAILS(
+        rig.open_all({.device_filter = "efa_1,rdmap9s0"}), Code::kConfig,
+        "names rdmap9s0, which is not an EFA device here; EFA devices: efa_0, efa_1; others: mlx5_0 (mlx5_core)");
     CHECK_FAILS(rig.open_all({.device_filter = "mlx5_0"}), Code::kConfig, "names mlx5_0, which is not an EFA device");
     CHECK(rig.nics.empty());
     CHECK(state().calls.empty());
@@ -295,7 +300,8 @@ TEST(without_a_gpu_at_most_sixteen_devices_become_rails) {
     std::string all;
     for (int i = 0; i < 17; ++i) {
         const std::string name = "nic" + std::to_string(10 + i);
-        rig.tree.efa("pci0000:60", "0000:6" + std::string(1, static_cast<char>(i < 10 ? '0' + i : 'a' + i - 10)) + ":00.0", 0, name);
+        rig.tree.efa("pci0000:60",
+                     "0000:6" + std::string(1, static_cast<char>(i < 10 ? '0' + i : 'a' + i - 10)) + ":00.0", 0, name);
         state().devices.push_back(name);
         all += name + ",";
     }

@@ -26,7 +26,8 @@ class Sysfs {
 // "0000:0b:00.0" from any spelling that CUDA, NVML or lspci use (upper case, 8-digit or no domain). Empty: not an id.
 std::string normal_pci_id(const std::string& text);
 
-// How near a device is to the GPU. Better is: more bridges of the path shared, then the same NUMA node, then fewer hops.
+// How near a device is to the GPU. Better is: more bridges of the path shared, then the same NUMA node, then fewer
+// hops.
 struct Nearness {
     uint32_t shared = 0;  // bridges (with the root complex) that the two paths have in common; 0: none
     bool same_numa = false;

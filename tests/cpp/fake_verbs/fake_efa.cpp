@@ -36,7 +36,8 @@ int check_qp(const void* attr, const void* efa) {
     if (!(read<uint32_t>(attr, 60) & 1) || read<uint32_t>(attr, 44) == 0) return EINVAL;  // pd; receive SGEs divide
     const uint32_t slot_shift = (flags & 2) || read<uint32_t>(attr, 48) > 32 ? 1 : 0;
     if (read<uint32_t>(attr, 32) > answers().llq_slots >> slot_shift) return EINVAL;
-    if (read<uint32_t>(attr, 36) > answers().max_rq_wr || read<uint32_t>(attr, 48) > answers().inline_large) return EINVAL;
+    if (read<uint32_t>(attr, 36) > answers().max_rq_wr || read<uint32_t>(attr, 48) > answers().inline_large)
+        return EINVAL;
     return 0;
 }
 
@@ -104,7 +105,8 @@ int efadv_query_cq(void* cq, void* attr, uint32_t bytes) {
 
 void* efadv_create_qp_ex(void* context, void* attr, void* efa, uint32_t bytes) {
     static uint32_t next_number = 0x21;
-    if (int error = fake::enter("efadv_create_qp_ex", {{"bytes", bytes}}, attr, 136, efa, bytes)) return null_with(error);
+    if (int error = fake::enter("efadv_create_qp_ex", {{"bytes", bytes}}, attr, 136, efa, bytes))
+        return null_with(error);
     auto* send_cq = read<Object*>(attr, 8);
     auto* recv_cq = read<Object*>(attr, 16);
     auto* pd = read<Object*>(attr, 64);
@@ -141,7 +143,8 @@ int efadv_query_qp_wqs(void* qp, void* sq, void* rq, uint32_t bytes) {
 }
 
 void* efadv_create_comp_cntr(void* context, void* attr, void* efa, uint32_t bytes) {
-    if (int error = fake::enter("efadv_create_comp_cntr", {{"bytes", bytes}}, attr, 12, efa, bytes)) return null_with(error);
+    if (int error = fake::enter("efadv_create_comp_cntr", {{"bytes", bytes}}, attr, 12, efa, bytes))
+        return null_with(error);
     if (!fake::is_live("context", context)) return null_with(EINVAL);
     if (read<uint32_t>(efa, 8) != 3) return null_with(EOPNOTSUPP);  // both words are the caller's
     return fake::make("counter", {static_cast<Object*>(context)});

@@ -89,7 +89,8 @@ int ibv_query_port(void* context, uint8_t port, void* attr) {
 }
 
 int ibv_query_gid(void* context, uint8_t port, int index, uint8_t* gid) {
-    if (int error = fake::enter("ibv_query_gid", {{"port", port}, {"index", static_cast<uint64_t>(index)}})) return failed(error);
+    if (int error = fake::enter("ibv_query_gid", {{"port", port}, {"index", static_cast<uint64_t>(index)}}))
+        return failed(error);
     if (!fake::is_live("context", context)) return EINVAL;
     const auto& name = static_cast<Object*>(context)->ring;
     for (size_t i = 0; i < 16; ++i) gid[i] = answers().has_gid ? static_cast<uint8_t>(0xa0 + i + name.back()) : 0;
@@ -170,7 +171,8 @@ int ibv_destroy_ah(void* ah) {
 }
 
 int ibv_query_qp_data_in_order(void* qp, uint32_t opcode, uint32_t flags) {
-    if (int error = fake::enter("ibv_query_qp_data_in_order", {{"opcode", opcode}, {"flags", flags}})) return -failed(error);
+    if (int error = fake::enter("ibv_query_qp_data_in_order", {{"opcode", opcode}, {"flags", flags}}))
+        return -failed(error);
     return fake::is_live("qp", qp) && flags == 1 ? answers().data_in_order : 0;
 }
 

@@ -49,8 +49,8 @@ class MachineTree {
     }
 
     // `bridges`: path below sys/devices, for instance "pci0000:44/0000:44:01.0". Returns the device's folder.
-    std::string pci(const std::string& bridges, const std::string& id, const std::string& vendor, const std::string& device,
-                    const std::string& pci_class, int numa) {
+    std::string pci(const std::string& bridges, const std::string& id, const std::string& vendor,
+                    const std::string& device, const std::string& pci_class, int numa) {
         const std::string folder = "sys/devices/" + bridges + "/" + id;
         write(folder + "/vendor", vendor);
         write(folder + "/device", device);

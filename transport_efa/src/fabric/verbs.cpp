@@ -94,7 +94,8 @@ uint64_t Machine::memlock() const {
 Status open_nics(const Machine& machine, const OpenOptions& options, std::vector<std::unique_ptr<Nic>>* nics) {
     nics->clear();
     MissingList missing;
-    const std::shared_ptr<const VerbsLibrary> library = VerbsLibrary::open(machine.libibverbs, machine.libefa, &missing);
+    const std::shared_ptr<const VerbsLibrary> library =
+        VerbsLibrary::open(machine.libibverbs, machine.libefa, &missing);
     const DeviceSurvey survey = survey_devices(machine);
     check_machine(machine, survey, &missing);
     EFA_TRY(missing.status());

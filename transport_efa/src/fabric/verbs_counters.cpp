@@ -52,7 +52,8 @@ Status VerbsNic::create_counter(const CounterAttr& attr, uint64_t* handle) {
                              "%s has no completion counters", name().c_str());
     }
     if (attr.completions == nullptr || attr.errors == nullptr) {
-        return Status::error(Code::kInvalidArgument, "give both words", "a counter on %s without memory", name().c_str());
+        return Status::error(Code::kInvalidArgument, "give both words", "a counter on %s without memory",
+                             name().c_str());
     }
     Dmabuf completions, errors;
     if (attr.kind == MemoryKind::kCuda) {

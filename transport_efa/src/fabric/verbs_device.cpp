@@ -104,9 +104,10 @@ Status OpenDevice::query() {
     int error = api().efa_query_device(context_, &efa, sizeof(efa));
     if (error != 0) {
         return call_failed(name_, "efadv_query_device", "", error,
-                           error == EOPNOTSUPP ? "libibverbs uses another copy of libefa than the one we loaded; keep one "
-                                                 "rdma-core on the library path"
-                                               : nullptr);
+                           error == EOPNOTSUPP
+                               ? "libibverbs uses another copy of libefa than the one we loaded; keep one "
+                                 "rdma-core on the library path"
+                               : nullptr);
     }
     IbvDeviceAttr base = {};
     error = api().query_device(context_, &base);
@@ -122,7 +123,8 @@ Status OpenDevice::query() {
 
 Status OpenDevice::check_minimum() const {
     if (!caps_.rdma_write) {
-        return Status::error(Code::kUnsupported, "RDMA write needs p5 or newer (EFA generation 2) with efa.ko 2.4 or newer",
+        return Status::error(Code::kUnsupported,
+                             "RDMA write needs p5 or newer (EFA generation 2) with efa.ko 2.4 or newer",
                              "%s has no RDMA write", name_.c_str());
     }
     return Status();
@@ -135,7 +137,8 @@ Status OpenDevice::query_counters() {
     IbvCompCounterCaps counters = {};
     const int error = api().query_counter_caps(context_, &counters, sizeof(counters));
     if (error != 0) {
-        EFA_LOG(kDebug, "verbs", "%s: completion counters cannot be queried: %s", name_.c_str(), errno_text(error).c_str());
+        EFA_LOG(kDebug, "verbs", "%s: completion counters cannot be queried: %s", name_.c_str(),
+                errno_text(error).c_str());
         return Status();
     }
     caps_.max_counters = counters.max_counters;
@@ -153,7 +156,8 @@ Status OpenDevice::query_address() {
     int error = api().query_port(context_, kPort, &port.attr);
     if (error != 0) return call_failed(name_, "ibv_query_port", "", error);
     if (port.attr.state != kPortActive) {
-        return Status::error(Code::kMissing, "leave the device out with NVSHMEM_EFA_DEVICES, or find out why its link is down",
+        return Status::error(Code::kMissing,
+                             "leave the device out with NVSHMEM_EFA_DEVICES, or find out why its link is down",
                              "the port of %s is not active (state %u)", name_.c_str(), port.attr.state);
     }
     caps_.mtu = port.attr.max_msg_sz;
@@ -162,8 +166,8 @@ Status OpenDevice::query_address() {
     if (error != 0) return call_failed(name_, "ibv_query_gid", "", error);
     std::memcpy(gid_.raw, gid.raw, sizeof(gid_.raw));
     if (gid_ == Gid()) {
-        return Status::error(Code::kDevice, "dmesg | grep efa may name the reason", "%s has no address (GID 0 is empty)",
-                             name_.c_str());
+        return Status::error(Code::kDevice, "dmesg | grep efa may name the reason",
+                             "%s has no address (GID 0 is empty)", name_.c_str());
     }
     return Status();
 }
@@ -173,7 +177,8 @@ Status OpenDevice::probe_queue() {
     MadeQp qp;
     const uint32_t depth = std::min(kProbeDepth, caps_.max_sq_depth);
     EFA_TRY(make_cq(*this, {.depth = std::min(kProbeDepth, caps_.max_cq_depth)}, nullptr, &cq));
-    Status status = make_qp(*this, {.sq_depth = depth, .rq_depth = std::min(kProbeDepth, caps_.max_rq_depth)}, cq.cq, cq.cq, &qp);
+    Status status =
+        make_qp(*this, {.sq_depth = depth, .rq_depth = std::min(kProbeDepth, caps_.max_rq_depth)}, cq.cq, cq.cq, &qp);
     if (status.ok()) {
         caps_.req_id_64 = (qp.sq.caps & kEfaWqCap64BitReqId) != 0;
         // One less than the queue is a rule of that queue, not of the device; QpAttr carries the queue's own limit.
@@ -198,12 +203,14 @@ void OpenDevice::log_degradations() const {
     } lines[] = {
         {caps_.rdma_read, "no RDMA read: get is not possible"},
         {caps_.rnr_retry, "no RNR retry: a receiver that is not ready is retried by the sender's program"},
-        {caps_.unsolicited_write_recv, "no unsolicited write receive: a write with immediate uses a receive descriptor"},
+        {caps_.unsolicited_write_recv,
+         "no unsolicited write receive: a write with immediate uses a receive descriptor"},
         {caps_.cq_sgid, "no source GID in completions: a sender without address handle stays unknown"},
         {caps_.cq_ext_mem, "no completion queue in GPU memory (efa.ko 2.17, rdma-core v59): it stays in host memory"},
         {caps_.inline_write, "no 128-byte slots (efa.ko 3.1, rdma-core v63): small puts are staged instead of inline"},
         {caps_.req_id_64, "no 64-bit request ids (rdma-core v65): 16 bits"},
-        {caps_.completion_counters, "no completion counters (efa.ko 3.3, rdma-core v65): completions are counted from the CQ"},
+        {caps_.completion_counters,
+         "no completion counters (efa.ko 3.3, rdma-core v65): completions are counted from the CQ"},
         {caps_.data_polling_128, "no promise of whole 128-byte blocks"},
         {api().reg_dmabuf_mr != nullptr, "no ibv_reg_dmabuf_mr (rdma-core v34): GPU memory by peer memory module only"},
     };

@@ -79,7 +79,8 @@ void check_driver(const Sysfs& sysfs, const DeviceSurvey& survey, MissingList* m
                      "NVSHMEM_EFA_MODE=soft for the software device");
     } else if (!sysfs.exists("module/efa")) {
         missing->add(Code::kMissing,
-                     "the kernel module efa is not loaded, and " + std::to_string(on_bus) + " EFA PCI devices wait for it" + others,
+                     "the kernel module efa is not loaded, and " + std::to_string(on_bus) +
+                         " EFA PCI devices wait for it" + others,
                      "modprobe efa, or install it with the EFA installer");
     } else {
         missing->add(Code::kMissing,
@@ -125,9 +126,10 @@ Status pick_by_name(const DeviceSurvey& survey, const std::vector<std::string>& 
         const auto device = std::find_if(survey.efa.begin(), survey.efa.end(),
                                          [&](const EfaDevice& candidate) { return candidate.place.name == name; });
         if (device == survey.efa.end()) {
-            return Status::error(Code::kConfig, "correct NVSHMEM_EFA_DEVICES, or leave it empty to use all",
-                                 "NVSHMEM_EFA_DEVICES names %s, which is not an EFA device here; EFA devices: %s; others: %s",
-                                 name.c_str(), join(names_of(survey.efa)).c_str(), join(survey.others).c_str());
+            return Status::error(
+                Code::kConfig, "correct NVSHMEM_EFA_DEVICES, or leave it empty to use all",
+                "NVSHMEM_EFA_DEVICES names %s, which is not an EFA device here; EFA devices: %s; others: %s",
+                name.c_str(), join(names_of(survey.efa)).c_str(), join(survey.others).c_str());
         }
         if (!device->is_usable) {
             return Status::error(Code::kMissing, "pass its node into the container, or choose another device",
@@ -136,7 +138,8 @@ Status pick_by_name(const DeviceSurvey& survey, const std::vector<std::string>& 
         }
         for (const EfaDevice& earlier : *chosen) {
             if (earlier.place.name == name) {
-                return Status::error(Code::kConfig, "name each device once", "NVSHMEM_EFA_DEVICES names %s twice", name.c_str());
+                return Status::error(Code::kConfig, "name each device once", "NVSHMEM_EFA_DEVICES names %s twice",
+                                     name.c_str());
             }
         }
         chosen->push_back(*device);
@@ -145,7 +148,8 @@ Status pick_by_name(const DeviceSurvey& survey, const std::vector<std::string>& 
 }
 
 // All usable ones, ordered by the GPU; their number is the GPU's own share when no number of rails is asked for.
-size_t pick_by_gpu(const Sysfs& sysfs, const DeviceSurvey& survey, const std::string& gpu, std::vector<EfaDevice>* chosen) {
+size_t pick_by_gpu(const Sysfs& sysfs, const DeviceSurvey& survey, const std::string& gpu,
+                   std::vector<EfaDevice>* chosen) {
     std::vector<PlacedNic> places;
     for (const EfaDevice& device : survey.efa) {
         if (device.is_usable) {

@@ -11,17 +11,20 @@ const char* hint_of_errno(int error) {
     switch (error) {
         case ENOMEM:
         case EAGAIN:
-            return "raise the locked-memory limit (ulimit -l unlimited); more than about 95 GB in 4 KiB pages needs huge pages";
+            return "raise the locked-memory limit (ulimit -l unlimited); more than about 95 GB in 4 KiB pages needs "
+                   "huge pages";
         case ENOSPC:
         case EMFILE:
-        case ENFILE: return "the device or the process ran out of this kind of object; use fewer queues, regions or files";
+        case ENFILE:
+            return "the device or the process ran out of this kind of object; use fewer queues, regions or files";
         case EOPNOTSUPP:
         case ENOSYS: return "the device, its driver or rdma-core cannot do this; docs/verbs.md lists the versions";
         case EACCES:
         case EPERM: return "check the permissions of /dev/infiniband/uverbs* and the container's devices";
         case ENODEV:
         case ENXIO: return "the device went away; dmesg | grep efa names the reason";
-        case EINVAL: return "the driver refused the request; dmesg | grep efa may name the reason, docs/verbs.md the versions";
+        case EINVAL:
+            return "the driver refused the request; dmesg | grep efa may name the reason, docs/verbs.md the versions";
         default: return "dmesg | grep efa may name the reason";
     }
 }

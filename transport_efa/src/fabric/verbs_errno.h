@@ -8,8 +8,8 @@
 
 namespace nvshmem_efa::verbs {
 
-// "<call> failed on <device>: <what>: <errno text>". `error` is an errno value of either sign; 0 counts as EIO, for calls
-// that returned null without one. `hint` null: one is chosen by the errno.
+// "<call> failed on <device>: <what>: <errno text>". `error` is an errno value of either sign; 0 counts as EIO, for
+// calls that returned null without one. `hint` null: one is chosen by the errno.
 Status call_failed(const std::string& device, const char* call, const std::string& what, int error,
                    const char* hint = nullptr);
 

@@ -87,9 +87,10 @@ void* open_library(const std::string& name, MissingList* missing) {
     void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (library == nullptr) {
         const char* reason = dlerror();
-        missing->add(Code::kMissing, "cannot load " + name + " (" + (reason ? reason : "no reason given") + ")",
-                     "install rdma-core v59 or newer with its EFA provider (packages libibverbs1 and ibverbs-providers, or "
-                     "rdma-core and libibverbs), or the EFA installer");
+        missing->add(
+            Code::kMissing, "cannot load " + name + " (" + (reason ? reason : "no reason given") + ")",
+            "install rdma-core v59 or newer with its EFA provider (packages libibverbs1 and ibverbs-providers, or "
+            "rdma-core and libibverbs), or the EFA installer");
     }
     return library;
 }
@@ -100,7 +101,8 @@ void find_symbols(void* library, const std::vector<Symbol>& symbols, MissingList
     std::string newest = "no versioned symbol of this library";
     for (const Symbol& symbol : symbols) {
         *symbol.slot = dlvsym(library, symbol.name, symbol.version);
-        const std::string label = std::string(symbol.name) + " (" + symbol.version + ", rdma-core " + symbol.release + ")";
+        const std::string label =
+            std::string(symbol.name) + " (" + symbol.version + ", rdma-core " + symbol.release + ")";
         if (*symbol.slot != nullptr) {
             newest = label;  // the tables are sorted by version
         } else if (symbol.need == Need::kDemanded) {
@@ -110,10 +112,10 @@ void find_symbols(void* library, const std::vector<Symbol>& symbols, MissingList
         }
     }
     if (absent.empty()) return;
-    missing->add(Code::kTooOld,
-                 file_of(library) + " is too old: it lacks " + absent + "; the newest found is " + newest,
-                 "rdma-core v59 (2025-08) or newer is needed, v65 for completion counters; look for a second, older copy "
-                 "on the library path");
+    missing->add(
+        Code::kTooOld, file_of(library) + " is too old: it lacks " + absent + "; the newest found is " + newest,
+        "rdma-core v59 (2025-08) or newer is needed, v65 for completion counters; look for a second, older copy "
+        "on the library path");
 }
 
 }  // namespace

@@ -26,7 +26,8 @@ Status MissingList::status() const {
         if (code == Code::kTooOld) code = items_[i].code;
         list += " (" + std::to_string(i + 1) + ") " + items_[i].what + " [hint: " + items_[i].hint + "]";
     }
-    return Status::error(code, "docs/verbs.md goes through the start; NVSHMEM_EFA_MODE=soft runs without EFA", "nothing was opened")
+    return Status::error(code, "docs/verbs.md goes through the start; NVSHMEM_EFA_MODE=soft runs without EFA",
+                         "nothing was opened")
         .with_context(list);
 }
 

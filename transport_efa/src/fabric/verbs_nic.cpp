@@ -45,7 +45,8 @@ Status VerbsNic::create_cq(const CqAttr& attr, Cq* cq) {
         }
         const uint64_t needed = uint64_t{round_up_to_power_of_two(attr.depth)} * sizeof(RxCqeEx);
         if (attr.memory_bytes < needed) {
-            return Status::error(Code::kInvalidArgument, "give 32 bytes an entry, the depth rounded up to a power of two",
+            return Status::error(Code::kInvalidArgument,
+                                 "give 32 bytes an entry, the depth rounded up to a power of two",
                                  "a completion queue of %u entries needs %llu bytes, and has %zu", attr.depth,
                                  static_cast<unsigned long long>(needed), attr.memory_bytes);
         }
@@ -56,7 +57,10 @@ Status VerbsNic::create_cq(const CqAttr& attr, Cq* cq) {
     EFA_TRY(make_cq(*device_, attr, attr.memory ? &external : nullptr, &made));
     const uint64_t handle = next_handle_++;
     cqs_[handle] = {made.cq, 0};
-    *cq = {.entries = made.attr.buffer, .entry_bytes = made.attr.entry_size, .depth = made.attr.num_entries, .handle = handle};
+    *cq = {.entries = made.attr.buffer,
+           .entry_bytes = made.attr.entry_size,
+           .depth = made.attr.num_entries,
+           .handle = handle};
     return Status();
 }
 

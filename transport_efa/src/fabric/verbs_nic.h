@@ -83,7 +83,8 @@ Status VerbsNic::find(std::map<uint64_t, Object>& objects, uint64_t handle, cons
     const auto found = objects.find(handle);
     if (found == objects.end()) {
         return Status::error(Code::kInvalidArgument, "it was destroyed already, or belongs to another device",
-                             "%s %llu is not known to %s", kind, static_cast<unsigned long long>(handle), name().c_str());
+                             "%s %llu is not known to %s", kind, static_cast<unsigned long long>(handle),
+                             name().c_str());
     }
     *object = &found->second;
     return Status();

@@ -17,7 +17,8 @@ constexpr uint8_t kRnrRetries = 3;
 
 Status not_that_deep(const OpenDevice& device, const char* queue, uint32_t depth, uint32_t depth_max) {
     return Status::error(Code::kInvalidArgument, "lower NVSHMEM_EFA_SQ_DEPTH or NVSHMEM_EFA_RQ_DEPTH",
-                         "a %s queue of %u entries on %s, which has at most %u", queue, depth, device.name().c_str(), depth_max);
+                         "a %s queue of %u entries on %s, which has at most %u", queue, depth, device.name().c_str(),
+                         depth_max);
 }
 
 Status not_able_to(const OpenDevice& device, const char* capability) {
@@ -77,7 +78,8 @@ Status query_rings(const OpenDevice& device, const QpAttr& attr, MadeQp* made) {
 Status modify(const OpenDevice& device, IbvQp* qp, IbvQpAttr attr, int mask, const char* state) {
     const int error = device.api().modify_qp(qp, &attr, mask);
     if (error == 0) return Status();
-    return call_failed(device.name(), "ibv_modify_qp", "queue pair " + std::to_string(qp->qp_num) + " to " + state, error);
+    return call_failed(device.name(), "ibv_modify_qp", "queue pair " + std::to_string(qp->qp_num) + " to " + state,
+                       error);
 }
 
 }  // namespace
@@ -147,7 +149,8 @@ Status make_qp(const OpenDevice& device, const QpAttr& attr, IbvCq* send_cq, Ibv
     errno = 0;
     made->qp = device.api().efa_create_qp(device.context(), &init, &efa, sizeof(efa));
     if (made->qp == nullptr) {
-        const std::string what = std::to_string(attr.sq_depth) + " send and " + std::to_string(attr.rq_depth) + " receive slots";
+        const std::string what =
+            std::to_string(attr.sq_depth) + " send and " + std::to_string(attr.rq_depth) + " receive slots";
         return call_failed(device.name(), "efadv_create_qp_ex", what, errno);
     }
     Status status = query_rings(device, attr, made);
