@@ -201,4 +201,9 @@ struct Rig {
     }
 };
 
+// A pattern that no shifted copy of itself equals.
+inline void fill(Side& side) {
+    for (size_t i = 0; i < side.memory.size(); ++i) side.memory[i] = static_cast<uint8_t>(mix64(i) >> 8);
+}
+
 }  // namespace rig
