@@ -15,6 +15,8 @@ namespace nvshmem_efa {
 
 namespace {
 
+constexpr uint32_t kHelpEveryTurns = 512;
+
 class TransportImpl final : public Transport {
    public:
     explicit TransportImpl(TransportOptions options)
@@ -39,6 +41,7 @@ class TransportImpl final : public Transport {
    private:
     LaneQueues& queues(Lane lane) { return lane == Lane::kHost ? *host_lane_ : *proxy_lane_; }
     void run_agent();
+    bool help_lanes();
 
     TransportOptions options_;
     Clock& clock_;
@@ -87,14 +90,19 @@ Status TransportImpl::connect(const Bootstrap& bootstrap) {
 
 bool TransportImpl::poll_agent() {
     if (!agent_) return false;
-    if (agent_->poll()) return true;
-    return static_cast<int>(host_lane_->help()) | static_cast<int>(proxy_lane_->help());
+    return agent_->poll() || help_lanes();
+}
+
+bool TransportImpl::help_lanes() {
+    const bool host = host_lane_->help(), proxy = proxy_lane_->help();
+    return host || proxy;
 }
 
 void TransportImpl::run_agent() {
     uint32_t idle = 0;
     while (!stop_.load(std::memory_order_relaxed)) {
-        if (poll_agent()) {
+        // Helping takes a lane's lock, so it waits until the lane's own thread has had the time to look itself.
+        if (agent_->poll() || (idle % kHelpEveryTurns == kHelpEveryTurns - 1 && help_lanes())) {
             idle = 0;
         } else {
             clock_.relax(idle++);
