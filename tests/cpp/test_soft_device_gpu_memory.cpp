@@ -22,7 +22,11 @@ class SlowMemory final : public MemoryPort {
         while (ended < ticket && end_at_once) end_one();
         return ended >= ticket;
     }
-    Status error() override { return Status(); }
+    Status error() override {
+        if (!is_broken) return Status();
+        is_broken = false;
+        return Status::error(Code::kDevice, nullptr, "the GPU fell off the bus");
+    }
     void* alloc_host(size_t bytes) override { return host->alloc_host(bytes); }
     void free_host(void* memory) override { host->free_host(memory); }
     Status add_local(const MemoryAttr&, MemoryShare*) override { return Status(); }
@@ -50,6 +54,7 @@ class SlowMemory final : public MemoryPort {
     std::unique_ptr<MemoryPort> host = make_host_memory_port();
     std::deque<Copy> started;
     Ticket last = 0, ended = 0;
+    bool is_broken = false;
     bool end_at_once = true, gives_references = false, resolves = false;
     int flushes = 0;
 };
@@ -84,18 +89,21 @@ TEST(gpu_payload_travels_through_bounce_buffers_and_is_acknowledged_only_when_it
     CHECK(rig.slow().flushes > 0);
 }
 
-TEST(gpu_payload_that_the_target_can_reach_is_copied_once) {
-    SlowRig rig;
-    fill(rig.a);
-    rig.slow().gives_references = rig.slow().resolves = true;
-    CHECK_EQ(rig.status_of(rig.write(rig.a, rig.b, 1, 0, 1 << 20)), 0);
-    CHECK(rig.a.memory == rig.b.memory);
-    CHECK_EQ(rig.slow().last, 8u);  // segments_max copies, from memory to memory
-    CHECK_EQ(rig.b.device->stats().packets_received, 8u);
-    rig.a.memory.assign(rig.a.memory.size(), 0);
-    CHECK_EQ(rig.status_of(rig.read(rig.a, rig.b, 2, 0, 1 << 20)), 0);
-    CHECK(rig.a.memory == rig.b.memory);
-    CHECK_EQ(rig.slow().last, 16u);
+TEST(gpu_payload_that_the_target_can_reach_is_copied_once_and_in_few_pieces) {
+    for (const uint64_t reorder_ns : {0u, 2000u}) {
+        const uint64_t pieces = reorder_ns ? 3 : 1;
+        SlowRig rig({.reorder_ns = reorder_ns});
+        fill(rig.a);
+        rig.slow().gives_references = rig.slow().resolves = true;
+        CHECK_EQ(rig.status_of(rig.write(rig.a, rig.b, 1, 0, 1 << 20)), 0);
+        CHECK(rig.a.memory == rig.b.memory);
+        CHECK_EQ(rig.slow().last, pieces);  // from memory to memory
+        CHECK_EQ(rig.b.device->stats().packets_received, pieces);
+        rig.a.memory.assign(rig.a.memory.size(), 0);
+        CHECK_EQ(rig.status_of(rig.read(rig.a, rig.b, 2, 0, 1 << 20)), 0);
+        CHECK(rig.a.memory == rig.b.memory);
+        CHECK_EQ(rig.slow().last, 2 * pieces);
+    }
 }
 
 TEST(a_target_that_cannot_resolve_a_reference_gets_the_bytes) {
@@ -132,6 +140,18 @@ TEST(counters_in_gpu_memory_follow_the_payload) {
     CHECK_EQ(rig.status_of(rig.write(rig.a, rig.b, 1, 0, 8)), 0);
     rig.run(10'000);
     CHECK_EQ(word, 1u);
+}
+
+TEST(a_copy_that_fails_stops_the_devices_queue_pairs) {
+    SlowRig rig;
+    CHECK_EQ(rig.status_of(rig.write(rig.a, rig.b, 1, 0, 8)), 0);
+    rig.slow().is_broken = true;
+    rig.a.post(rig.write(rig.a, rig.b, 2, 0, 8));
+    CHECK_EQ(rig.run_until_sent(rig.a).status, 1);
+    CHECK(rig.a.device->diagnosis(rig.a.qp.handle).find("bus") != std::string::npos);
+    // The peer of a stopped queue pair is refused, and told so.
+    rig.b.post(rig.write(rig.b, rig.a, 3, 0, 8));
+    CHECK_EQ(rig.run_until_sent(rig.b).status, 8);
 }
 
 TEST_MAIN()

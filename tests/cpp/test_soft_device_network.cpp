@@ -350,16 +350,4 @@ TEST(the_send_queue_takes_4096_slots_at_once_and_no_bound_of_ours_is_less) {
     CHECK(rig.a.device->last_diagnosis().empty());
 }
 
-TEST(a_copy_that_fails_stops_the_devices_queue_pairs) {
-    SlowRig rig;
-    CHECK_EQ(rig.status_of(rig.write(rig.a, rig.b, 1, 0, 8)), 0);
-    rig.slow().is_broken = true;
-    rig.a.post(rig.write(rig.a, rig.b, 2, 0, 8));
-    CHECK_EQ(rig.run_until_sent(rig.a).status, 1);
-    CHECK(rig.a.device->diagnosis(rig.a.qp.handle).find("bus") != std::string::npos);
-    // The peer of a stopped queue pair is refused, and told so.
-    rig.b.post(rig.write(rig.b, rig.a, 3, 0, 8));
-    CHECK_EQ(rig.run_until_sent(rig.b).status, 8);
-}
-
 TEST_MAIN()

@@ -95,10 +95,9 @@ void Device::write_gpu_counters() {
         uint64_t* const words[2] = {counter.attr.completions, counter.attr.errors};
         for (int i = 0; i < 2; ++i) {
             if (!words[i]) continue;
-            counter_ticket_ = memory_->copy(MemoryAddr{MemoryKind::kCuda, reinterpret_cast<uint64_t>(words[i])},
-                                            MemoryAddr{MemoryKind::kHost, reinterpret_cast<uint64_t>(staged + i)}, 8);
+            counter_ticket_ = start_copy(MemoryAddr{MemoryKind::kCuda, reinterpret_cast<uint64_t>(words[i])},
+                                         MemoryAddr{MemoryKind::kHost, reinterpret_cast<uint64_t>(staged + i)}, 8);
         }
-        has_copies_ = true;
     }
     dirty_counters_.clear();
 }

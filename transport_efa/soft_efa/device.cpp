@@ -79,10 +79,7 @@ uint64_t Device::step(uint64_t now_ns) {
     if (!fetching_.empty()) poll_fetches();
     if (!busy_peers_.empty()) emit_all();
     if (!dirty_counters_.empty()) write_gpu_counters();
-    if (has_copies_) {
-        memory_->flush();
-        has_copies_ = false;
-    }
+    if (has_copies_) end_copies();
     if (now_ns >= next_expiry_ns_) expire(now_ns);
     return next_event_ns();
 }
@@ -94,6 +91,24 @@ uint64_t Device::next_event_ns() const {
     }
     const uint64_t event = std::min(due_.next_ns(), departures_.next_ns());
     return waiting_head_ == kNone ? event : std::min(event, next_expiry_ns_);
+}
+
+// Copies that concern GPU memory; those within host memory may go to the port directly.
+MemoryPort::Ticket Device::start_copy(MemoryAddr to, MemoryAddr from, size_t bytes) {
+    has_copies_ = true;
+    const MemoryPort::Ticket ticket = memory_->copy(to, from, bytes);
+    if (ticket != 0) last_copy_ = ticket;
+    return ticket;
+}
+
+// A copy that failed leaves memory that is not what completions said. No queue pair goes on after that.
+void Device::end_copies() {
+    memory_->flush();
+    has_copies_ = false;
+    const Status status = memory_->error();
+    if (status.ok()) return;
+    EFA_LOG(kError, "soft", "%s stops: %s", name().c_str(), status.message());
+    for (uint16_t index : live_qps_) fail_qp(qps_[index], status.message());
 }
 
 uint32_t Device::room() {

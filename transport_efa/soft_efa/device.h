@@ -191,8 +191,12 @@ class Device {
     uint32_t room();
     // `payload` is used during the call only. A packet that is not valid is dropped and counted.
     void receive(const PacketHeader& header, const void* payload, uint64_t now_ns);
-    // True while copies are under way that refer to registered memory or to a destroyed queue's buffers.
-    bool is_copying() const { return !placing_.empty() || !fetching_.empty() || !memory_->done(counter_ticket_); }
+    // Every copy that this device has started so far ends before this ticket is done.
+    MemoryPort::Ticket last_copy() const { return last_copy_; }
+    // True while a copy is under way.
+    bool is_copying() const {
+        return !placing_.empty() || !fetching_.empty() || (counter_ticket_ != 0 && !memory_->done(counter_ticket_));
+    }
 
     // ---- observation and planned faults ----
     const SoftStats& stats() const { return stats_; }
@@ -214,6 +218,8 @@ class Device {
     void free_rings(QpSlot& qp);
     uint32_t qp_index(uint64_t handle) const;
     void expire(uint64_t now_ns);
+    MemoryPort::Ticket start_copy(MemoryAddr to, MemoryAddr from, size_t bytes);
+    void end_copies();
     // send_path.cpp
     void poll_doorbells();
     void take_slots(QpSlot& qp, uint32_t n);
@@ -336,6 +342,7 @@ class Device {
     std::vector<uint32_t> incoming_heads_;  // chains by (peer, message)
     uint64_t next_expiry_ns_ = 0;
     bool has_copies_ = false;  // started in this step
+    MemoryPort::Ticket last_copy_ = 0;
 };
 
 }  // namespace nvshmem_efa::soft

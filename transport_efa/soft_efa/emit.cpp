@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Packets leave here: peers in turn, the messages of one peer a segment each in turn, as the wire has room.
+#include "trace_tmp.h"
 #include <algorithm>
 
 #include "device.h"
@@ -76,6 +77,7 @@ void Device::emit_peer(uint32_t index) {
 // Sends the op's next packet. False when there was no room; then nothing has changed.
 bool Device::emit_op(uint32_t peer_index, uint32_t op_index, bool* is_done) {
     Op& op = ops_[op_index];
+    TT("emit", (unsigned)op.opcode);
     *is_done = true;
     if (!op.is_live) return true;  // flushed meanwhile
     for (int i = 0; i < op.n_sges; ++i) {
@@ -259,11 +261,11 @@ bool Device::fetch(uint32_t peer_index, const PacketHeader& header, const Sge* p
     for (int i = 0; i < n; ++i) {
         const Region* region = regions_.by_lkey(parts[i].lkey);
         const MemoryKind kind = region ? region->kind : MemoryKind::kCuda;
-        packet.ticket =
-            memory_->copy(MemoryAddr{MemoryKind::kHost, at}, MemoryAddr{kind, sge_addr(parts[i])}, parts[i].length);
+        const MemoryPort::Ticket ticket =
+            start_copy(MemoryAddr{MemoryKind::kHost, at}, MemoryAddr{kind, sge_addr(parts[i])}, parts[i].length);
+        if (ticket != 0 || i == 0) packet.ticket = ticket;  // the last one that takes its time ends last
         at += parts[i].length;
     }
-    has_copies_ = true;
     list_push(outgoing_, fetching_, index);
     return true;
 }

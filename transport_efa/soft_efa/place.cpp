@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Payload into memory: at once, in two parts, or by a copy that ends later.
+#include "trace_tmp.h"
 #include <algorithm>
 
 #include "device.h"
-#include "log.h"
 
 namespace nvshmem_efa::soft {
 namespace {
@@ -44,8 +44,10 @@ void Device::place(uint32_t index) {
         source.addr = reinterpret_cast<uint64_t>(arrival.payload);
     }
     if (tear(index)) return;
-    arrival.ticket = header.segment_bytes == 0 ? 0 : memory_->copy(arrival.target, source, header.segment_bytes);
-    has_copies_ = has_copies_ || arrival.ticket != 0;
+    const bool is_host = arrival.target.kind == MemoryKind::kHost && source.kind == MemoryKind::kHost;
+    arrival.ticket = is_host ? memory_->copy(arrival.target, source, header.segment_bytes)
+                             : start_copy(arrival.target, source, header.segment_bytes);
+    TT("copy", header.segment_bytes);
     if (arrival.ticket == 0) {
         placed(index);
     } else {
@@ -89,14 +91,14 @@ void Device::poll_placements() {
     while (!placing_.empty() && memory_->done(arrivals_[placing_.head].ticket)) {
         placed(list_pop(arrivals_, placing_));
     }
-    const Status status = memory_->error();
-    if (!status.ok()) EFA_LOG(kError, "soft", "%s: %s", name().c_str(), status.message());
+    has_copies_ = true;  // so that end_copies() looks for errors that came late
 }
 
 // Every byte of the segment is where it belongs.
 void Device::placed(uint32_t index) {
     Arrival& arrival = arrivals_[index];
     const PacketHeader& header = arrival.header;
+    TT("placed", (unsigned)header.type);
     stats_.bytes_placed += header.segment_bytes;
     trace(3, header.message, header.segment_offset);
     switch (header.type) {

@@ -40,7 +40,8 @@ SoftNic::~SoftNic() {
 // Waits until no copy refers to memory that is about to go.
 Status SoftNic::settle(std::unique_lock<std::mutex>& held) {
     Deadline deadline(host_->clock(), host_->timeout_ms());
-    while (device_->is_copying()) {
+    const MemoryPort::Ticket last = device_->last_copy();
+    while (last != 0 && !host_->memory().done(last)) {
         if (deadline.passed())
             return Status::error(Code::kTimeout, "is the GPU hung?", "%s: copies do not end", info_.name.c_str());
         host_->step_locked();
