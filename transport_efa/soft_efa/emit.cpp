@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Packets leave here: peers in turn, the messages of one peer a segment each in turn, as the wire has room.
-#include "trace_tmp.h"
 #include <algorithm>
 
 #include "device.h"
@@ -77,7 +76,6 @@ void Device::emit_peer(uint32_t index) {
 // Sends the op's next packet. False when there was no room; then nothing has changed.
 bool Device::emit_op(uint32_t peer_index, uint32_t op_index, bool* is_done) {
     Op& op = ops_[op_index];
-    TT("emit", (unsigned)op.opcode);
     *is_done = true;
     if (!op.is_live) return true;  // flushed meanwhile
     for (int i = 0; i < op.n_sges; ++i) {

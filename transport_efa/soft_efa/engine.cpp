@@ -215,7 +215,10 @@ void Engine::run() {
         helped_seen = helped;
         if (is_wanted()) sched_yield();
         if (done.did_work) busy_ns = done.now_ns;
-        if (done.next_ns <= done.now_ns + kNapNs || (!is_helped && done.now_ns - busy_ns < spin_ns)) {
+        // Where cores are few, a helper's turns are as good as ours. Where they are not, keep looking: a helper leaves as
+        // soon as its own wait ends, and what it posts next must not find everybody asleep.
+        const bool keeps_looking = has_many_cores || !is_helped;
+        if (done.next_ns <= done.now_ns + kNapNs || (keeps_looking && done.now_ns - busy_ns < spin_ns)) {
             if (has_many_cores) {
                 real_clock().relax(0);
             } else {

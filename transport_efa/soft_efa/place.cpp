@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Payload into memory: at once, in two parts, or by a copy that ends later.
-#include "trace_tmp.h"
 #include <algorithm>
 
 #include "device.h"
@@ -47,7 +46,6 @@ void Device::place(uint32_t index) {
     const bool is_host = arrival.target.kind == MemoryKind::kHost && source.kind == MemoryKind::kHost;
     arrival.ticket = is_host ? memory_->copy(arrival.target, source, header.segment_bytes)
                              : start_copy(arrival.target, source, header.segment_bytes);
-    TT("copy", header.segment_bytes);
     if (arrival.ticket == 0) {
         placed(index);
     } else {
@@ -98,7 +96,6 @@ void Device::poll_placements() {
 void Device::placed(uint32_t index) {
     Arrival& arrival = arrivals_[index];
     const PacketHeader& header = arrival.header;
-    TT("placed", (unsigned)header.type);
     stats_.bytes_placed += header.segment_bytes;
     trace(3, header.message, header.segment_offset);
     switch (header.type) {

@@ -15,6 +15,12 @@ Status HeldPut::flush(Transport& transport) {
     return flush_locked(transport);
 }
 
+Status HeldPut::flush_if_late(Transport& transport) {
+    if (!is_held_.load(std::memory_order_relaxed)) return Status();
+    const std::lock_guard lock(mutex_);
+    return real_clock().now_ns() - held_since_ns_ < kHoldNs ? Status() : flush_locked(transport);
+}
+
 Status HeldPut::hold(Transport& transport, const RmaOp& put) {
     const std::lock_guard lock(mutex_);
     EFA_TRY(flush_locked(transport));
@@ -27,6 +33,7 @@ Status HeldPut::hold(Transport& transport, const RmaOp& put) {
         local_handle_ = *put.local_handle;
         put_.local_handle = &local_handle_;
     }
+    held_since_ns_ = real_clock().now_ns();
     is_held_ = true;
     is_fenced_ = false;
     return Status();

@@ -5,6 +5,7 @@
 // one put_signal: one network hop, and in order with or without the fence. If not, it leaves first.
 #pragma once
 
+#include <atomic>
 #include <mutex>
 
 #include "transport.h"
@@ -20,15 +21,21 @@ class HeldPut {
     // A signal to `signal.pe`: with the held put if it goes there. `is_done` is false when it was not held, and then
     // everything earlier is posted and the signal is the caller's.
     Status signal(Transport& transport, const AmoOp& signal, bool* is_done);
-    // Posts what is held. Before every other operation of the proxy lane, and from progress().
+    // Posts what is held. Before every other operation of the proxy lane.
     Status flush(Transport& transport);
+    // From progress(), which the proxy calls between two requests of one kernel's put_signal too: posts what has been
+    // held for kHoldNs.
+    Status flush_if_late(Transport& transport);
 
    private:
     Status flush_locked(Transport& transport);
 
     std::mutex mutex_;
-    bool is_held_ = false;
+    static constexpr uint64_t kHoldNs = 4000;
+
+    std::atomic<bool> is_held_{false};  // changed under the lock
     bool is_fenced_ = false;
+    uint64_t held_since_ns_ = 0;
     RmaOp put_;
     MemHandle remote_handle_, local_handle_;
 };

@@ -69,8 +69,7 @@ Status rma_strided(PluginState& state, Lane lane, RmaOp op, const abi::RmaBytesd
     return blocking ? state.transport->quiet(lane, op.pe) : Status();
 }
 
-// The result of g on the host and of g_on_stream goes to a variable of the caller, who waits for it. No device can
-// write there.
+// The result of a host's g goes to a variable of the caller, who waits for it. No device can write there.
 bool is_host_variable(const RmaOp& op) {
     return !op.local_handle && op.bytes <= kScratchBytes && cuda::memory_kind_of(op.local) == MemoryKind::kHost;
 }
@@ -262,7 +261,7 @@ Status quiet(PluginState& state, Lane lane, bool all_lanes, int pe) {
 
 Status progress(PluginState& state) {
     if (state.n_pes == 0) return Status();
-    if (holds_puts(state, Lane::kProxy)) EFA_TRY(state.held.flush(*state.transport));
+    if (holds_puts(state, Lane::kProxy)) EFA_TRY(state.held.flush_if_late(*state.transport));
     return state.transport->progress(Lane::kProxy);
 }
 
