@@ -179,7 +179,7 @@ TEST(counters_are_json_and_outlive_the_transport) {
         unsigned char byte = 0;
         abi::MemHandleBytes handle = host.handle(&byte, 1);
         abi::RmaMemdesc desc{&byte, 0, &handle};
-        CHECK_EQ(host.t->host_ops.rma(host.t, 0, {1, 1, 0, nullptr}, &desc, &desc, {1, 1, 1, 1}, 1), 0);
+        CHECK_EQ(host.t->host_ops.rma(host.t, 0, {1, 0, 0, nullptr}, &desc, &desc, {1, 1, 1, 1}, 1), 0);
         CHECK(std::strstr(nvshmem_efa_stats_json(), "\"puts\": 1,"));
     }
     CHECK(std::strstr(nvshmem_efa_stats_json(), "\"puts\": 1,"));

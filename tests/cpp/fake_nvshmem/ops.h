@@ -22,7 +22,16 @@ struct Ops {
         abi::RmaMemdesc remote{remote_memory + 64, 0xdead, &remote_handle};
         abi::RmaMemdesc local{local_memory + 32, 0xdead, &local_handle};
         const abi::RmaBytesdesc bytes{nelems, elembytes, src, dst};
-        return host.t->host_ops.rma(host.t, 2, {opcode, is_nbi, 0, nullptr}, &remote, &local, bytes, qp);
+        const int result = host.t->host_ops.rma(host.t, 2, {opcode, is_nbi, 0, nullptr}, &remote, &local, bytes, qp);
+        const bool is_held = std::is_same_v<V, V3> && qp == kDefaultQp && opcode == 1 && is_nbi;
+        return result == 0 && is_held ? release_held() : result;
+    }
+    // ABI 3 holds the proxy's newest put back for some microseconds; the host's idle loop lets it go.
+    int release_held() {
+        const size_t before = recorded.rmas.size();
+        for (int i = 0; i < 100'000 && recorded.rmas.size() == before; ++i)
+            if (const int result = host.t->host_ops.progress(host.t)) return result;
+        return 0;
     }
     int amo(int opcode, int bytes, int qp, void* result = nullptr, int is_float = 0) {
         abi::AmoMemdesc target{};

@@ -98,6 +98,7 @@ struct StubHost {
         t->n_pes = 4;
         t->index = 1;
         if (connects) CHECK_EQ(connect(), 0);
+        recorded.registered.clear();  // the plugin's own scratch memory; tests count theirs
     }
     ~StubHost() { finalize(); }
     StubHost(const StubHost&) = delete;
