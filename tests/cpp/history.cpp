@@ -240,7 +240,7 @@ Result run(uint64_t seed, int abi) {
             lane.lane = i;
             lane.random = soft::Prng(seed * 1000 + static_cast<uint64_t>(pe * kLanes + i));
             lane.messages.assign(job.pes.size(), 0);
-            lane.pairs = lane.flags = lane.messages;
+            lane.pairs = lane.counts = lane.flags = lane.messages;
             job.world->spawn(pe, [&lane] { run_lane(lane); });
         }
     }

@@ -71,6 +71,9 @@ void check_arrivals(Job& job, int pe) {
                 check_bytes(job, state.heap->flagged[from][lane], message_bytes(job, key, flagged), key, flagged,
                             who(from, lane, pe) + ": flag behind a fence");
             }
+            if (words.behind > words.counted)
+                job.fail(who(from, lane, pe) + ": a put behind a fence overtook the atomic before it (" + std::to_string(words.behind) +
+                         " > " + std::to_string(words.counted) + ")");
             if (words.second > words.first)
                 job.fail(who(from, lane, pe) + ": a put behind a fence overtook the one before it (" + std::to_string(words.second) +
                          " > " + std::to_string(words.first) + ")");
@@ -94,6 +97,8 @@ void check_quiet(Job& job, const LaneState& lane, int pe) {
     const std::string name = who(lane.pe, lane.lane, pe) + ": after quiet ";
     check_equal(job, words.signal, lane.messages[index], name + "the signal");
     check_equal(job, words.second, lane.pairs[index], name + "the second word of a pair");
+    check_equal(job, words.counted, lane.counts[index], name + "the counted word");
+    check_equal(job, words.behind, lane.counts[index], name + "the word behind it");
     check_equal(job, words.flag, lane.flags[index], name + "the flag");
     const LaneWords& want = target.wanted->words[lane.pe][lane.lane];
     for (int i = 0; i < 2; ++i) check_equal(job, words.small[i], want.small[i], name + "a small word");

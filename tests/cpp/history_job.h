@@ -31,6 +31,7 @@ struct LaneWords {
     uint64_t signal;  // number of the newest message of a (PE, lane)
     uint64_t guard0;
     uint64_t first, guard1, second;  // second is put behind a fence: it never overtakes first
+    uint64_t counted, behind;        // an atomic, a fence, a put: behind never overtakes counted
     uint64_t flag, guard2;           // set by a plain atomic behind put and fence, as plugin ABI 3 signals
     uint64_t small[2];
 };
@@ -79,6 +80,7 @@ struct LaneState {
     std::vector<Source> sources{kSources};
     std::vector<uint64_t> messages;  // sent to each PE
     std::vector<uint64_t> pairs;     // fenced pairs written to each PE
+    std::vector<uint64_t> counts;    // fenced atomic + put, to each PE
     std::vector<uint64_t> flags;     // fenced put + atomic, to each PE
     uint64_t fetches = 0;
     bool is_done = false;

@@ -274,6 +274,17 @@ void pair(LaneState& lane) {
     p_word(lane, pe, &words.second, number, 8);
 }
 
+// The other way round: what was put behind a fence must not be seen before the atomic in front of it.
+void counted(LaneState& lane) {
+    const int pe = draw_pe(lane);
+    const uint64_t number = ++lane.counts[static_cast<size_t>(pe)];
+    LaneWords& words = own(lane).heap->words[lane.pe][lane.lane];
+    pe::AmoCall call = make_amo(lane, abi::kAmoInc, pe, &words.counted, 0);
+    amo(lane, call);
+    lane.job->must(own(lane).port->fence(lane.caller(), pe), label(lane, "fence", pe));
+    p_word(lane, pe, &words.behind, number, 8);
+}
+
 // After quiet the target owns the bytes: it changes one itself, and no late copy may undo that.
 void touch_at_target(LaneState& lane) {
     const int pe = draw_pe(lane);
@@ -288,7 +299,7 @@ void touch_at_target(LaneState& lane) {
 
 void run_operation(LaneState& lane) {
     ++lane.job->operations;
-    switch (below(lane, 17)) {
+    switch (below(lane, 18)) {
         case 0:
         case 1:
         case 2:
@@ -305,6 +316,7 @@ void run_operation(LaneState& lane) {
         case 13: return pair(lane);
         case 14: return touch_at_target(lane);
         case 15: return fetch_burst(lane);
+        case 16: return counted(lane);
         default: return quiet(lane, draw_pe(lane));
     }
 }

@@ -6,6 +6,8 @@ namespace gpu_ops {
 namespace {
 
 GPU_CASE(amo_host, "amo_host", 94, 60) {
+    // "not implemented" over P2P and over remote transports alike, and the host library goes on with wrong values.
+    throw Skip{"NVSHMEM 3.4.5 does not implement atomics of the host"};
     const Job& job = run.job;
     const int times = 50;
     Symmetric<uint64_t> words(8);

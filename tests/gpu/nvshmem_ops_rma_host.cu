@@ -99,7 +99,12 @@ void check_elements(Run& run, bool on_stream) {
     meet(job, "g");
 }
 GPU_CASE(p_g_host, "host", 38, 60) { check_elements(run, false); }
-GPU_CASE(p_g_stream, "stream", 39, 60) { check_elements(run, true); }
+GPU_CASE(p_g_stream, "stream", 39, 60) {
+    // Seen on 3.4.5: p_on_stream hands the transport the address of its own parameter, which is gone by then. We refuse
+    // such a put by name ("local buffer ... is not registered") instead of sending whatever lies there.
+    if (!run.job.p2p) throw Skip{"NVSHMEM 3.4.5's p_on_stream and g_on_stream work over P2P only"};
+    check_elements(run, true);
+}
 
 GPU_CASE(strided_host, "strided", 91, 60) {
     if (!run.job.p2p) throw Skip{"NVSHMEM's host iput and iget work over P2P only"};

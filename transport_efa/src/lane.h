@@ -91,7 +91,6 @@ class LaneQueues {
     };
     Cut cut(uint64_t bytes) const;
     void turn_rail() { next_rail_ = next_rail_ + 1 == job_->n_rails ? 0 : next_rail_ + 1; }
-    bool can_copy(const RmaOp& op, const uint32_t* immediate) const;
     Status post_rma(const RmaOp& op, const uint32_t* immediate, Tracker* tracker);
     Status post_piece(const RmaOp& op, const MemHandle& local, uint64_t offset, uint32_t bytes, const uint32_t* immediate,
                       Tracker* tracker);

@@ -2,7 +2,6 @@
 // Puts and gets: checked, cut into pieces over the rails, posted as RDMA WRITE and READ.
 #include <algorithm>
 
-#include "cuda_driver.h"
 #include "lane.h"
 
 namespace nvshmem_efa {
@@ -87,24 +86,17 @@ Status LaneQueues::post_copy(const RmaOp& op, const uint32_t* immediate, Tracker
     return Status();
 }
 
-// NVSHMEM's p_on_stream hands us the address of a host thread's variable, as a put with no handle.
-bool LaneQueues::can_copy(const RmaOp& op, const uint32_t* immediate) const {
-    return op.kind == RmaKind::kPut && op.bytes <= kCellBytes && !immediate && !op.local_handle &&
-           cuda::memory_kind_of(op.local) == MemoryKind::kHost;
-}
-
 Status LaneQueues::post_rma(const RmaOp& op, const uint32_t* immediate, Tracker* tracker) {
     if (op.kind == RmaKind::kPut) EFA_TRY(wait_for_overlap(op.pe, op.remote, op.bytes));
-    MemHandle found;
-    const MemHandle* local;
-    Status registered = op.copy_source ? Status() : find_local(op, &found, &local);
-    if (op.copy_source || (!registered.ok() && can_copy(op, immediate))) {
+    if (op.copy_source) {
         EFA_TRY(post_copy(op, immediate, tracker));
         endpoints_[next_rail_].ring();
         turn_rail();
         return Status();
     }
-    EFA_TRY(std::move(registered));
+    MemHandle found;
+    const MemHandle* local;
+    EFA_TRY(find_local(op, &found, &local));
     const Cut plan = cut(op.bytes);
     for (uint64_t start = 0; start < op.bytes; start += plan.stripe_bytes) {
         const uint64_t end = std::min<uint64_t>(start + plan.stripe_bytes, op.bytes);
