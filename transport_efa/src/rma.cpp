@@ -31,7 +31,7 @@ Status LaneQueues::find_local(const RmaOp& op, MemHandle* found, const MemHandle
 // How a transfer is cut: into stripes, one a rail, when it is long enough, and these into what one request can carry.
 LaneQueues::Cut LaneQueues::cut(uint64_t bytes) const {
     const uint64_t stripes = std::max<uint64_t>(1, std::min<uint64_t>(job_->n_rails, bytes / job_->stripe_bytes));
-    constexpr uint64_t kAlign = 4096;  // stripes start on pages, so that no two rails write one line
+    constexpr uint64_t kAlign = 256;  // so that no two rails write one cache line
     Cut cut;
     cut.stripe_bytes = stripes == 1 ? bytes : ((bytes + stripes - 1) / stripes + kAlign - 1) / kAlign * kAlign;
     cut.segment_bytes = std::min(cut.stripe_bytes, job_->segment_bytes);
