@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import Command
+from running import Command, interruptible
 
 from nvshmem_efa import demo, installed
 from nvshmem_efa.demo import DemoOptions, run_demo
@@ -133,7 +133,9 @@ def test_a_wrong_setting_ends_the_demo_with_its_name(command: Command) -> None:
 def test_an_ended_demo_leaves_nothing_behind(clean_env: dict[str, str], number: signal.Signals, mark: str) -> None:
     env = {**clean_env, **dict([mark.split("=")])}
     arguments = [sys.executable, "-m", "nvshmem_efa", "demo", "--json"]
-    with subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=interruptible
+    ) as process:
         deadline = time.monotonic() + 20
         while len(marked_pes(mark)) < 4 and time.monotonic() < deadline:
             time.sleep(0.005)

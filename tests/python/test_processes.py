@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running import interruptible
 
 from nvshmem_efa import processes
 from nvshmem_efa.processes import run_job
@@ -91,7 +92,7 @@ def test_no_pe_outlives_the_runner(number: signal.Signals, tmp_path: Path) -> No
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         f"run_job([['/bin/sh', '-c', 'echo $$ > {tmp_path}/pid; exec sleep 60']], dict(os.environ), 50, print)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as runner:
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, preexec_fn=interruptible) as runner:
         pid_file = tmp_path / "pid"
         deadline = time.monotonic() + 20
         while not (pid_file.exists() and pid_file.read_text().strip()):
