@@ -84,7 +84,15 @@ void start_pe(Job& job, int pe) {
         int access = 0;
         job.must(state.port->can_reach_peer(&info, &access), "can_reach_peer");
     }
-    job.world->add_poller(pe, [transport = state.transport] { return transport->poll_agent(); });
+    // In a third of the histories agents look rarely, as one does that waits for the GPU: what peers send piles up.
+    const uint64_t pause_ns = job.seed % 3 == 0 ? 200'000 : 0;
+    auto look = [&job, transport = state.transport, pause_ns, random = soft::Prng(job.seed + static_cast<uint64_t>(pe)),
+                 next_ns = uint64_t{0}]() mutable {
+        if (job.world->now_ns() < next_ns) return false;
+        next_ns = job.world->now_ns() + random.below(pause_ns);
+        return transport->poll_agent();
+    };
+    job.world->add_poller(pe, look);
     std::vector<int> devices{0};
     job.must(state.port->connect_endpoints(devices), "connect_endpoints");
     abi::MemHandleBytes mine[pe::kTransportStride] = {};
