@@ -241,7 +241,7 @@ TEST(gpu_warp_fails_by_name_on_a_full_gpu_and_leaves_its_ring) {
     start(1);
     fake_cuda_gpu_full(1);
     std::unique_ptr<WordEngine> engine;
-    CHECK_FAILS(make_gpu_warp_words(50, &engine), Code::kTimeout, "the resident warp did not start on GPU 0 within 50 ms");
+    CHECK_FAILS(make_gpu_warp_words(50, &engine), Code::kTimeout, "the atomics warp did not start on GPU 0 within 50 ms");
     CHECK_EQ(fake_cuda_calls("cuModuleUnload"), uint64_t{0});
     CHECK_EQ(fake_cuda_calls("cuMemFreeHost"), uint64_t{0});
     fake_cuda_gpu_full(0);  // the warp runs now, finds that it is to stop, and must find its ring in place
@@ -255,12 +255,54 @@ TEST(gpu_warp_unloads_after_its_warp_has_ended) {
     CHECK_EQ(fake_cuda_calls("cuMemFreeHost"), uint64_t{1});
 }
 
+TEST(gpu_warp_ends_when_idle_and_comes_back_for_the_next_request) {
+    start(1);
+    const uint64_t device = fake_cuda_alloc(64);
+    auto engine = make("gpu-warp");
+    for (uint64_t round = 1; round <= 5; ++round) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));  // far beyond kWarpIdleNs
+        WordRequest request = add(device, 1);
+        CHECK_OK(engine->apply(&request, 1));
+        CHECK_EQ(word_at(device), round);
+    }
+    CHECK(fake_cuda_calls("cuLaunchKernel") >= 6);
+    fake_cuda_free(device);
+}
+
+TEST(gpu_warp_loses_nothing_when_a_request_meets_its_end) {
+    start(1);
+    const uint64_t device = fake_cuda_alloc(64);
+    auto engine = make("gpu-warp");
+    std::mt19937_64 random(7);
+    for (uint64_t round = 1; round <= 400; ++round) {  // pauses on both sides of kWarpIdleNs
+        const auto until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(kWarpIdleNs - 60'000 + random() % 120'000);
+        while (std::chrono::steady_clock::now() < until) std::this_thread::yield();
+        WordRequest request = add(device, 1);
+        CHECK_OK(engine->apply(&request, 1));
+        CHECK_EQ(word_at(device), round);
+    }
+    const uint64_t launches = fake_cuda_calls("cuLaunchKernel");
+    CHECK(launches > 10 && launches < 400);
+    fake_cuda_free(device);
+}
+
+TEST(gpu_warp_names_a_launch_that_is_refused_later) {
+    start(1);
+    const uint64_t device = fake_cuda_alloc(64);
+    auto engine = make("gpu-warp");
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    fake_cuda_fail("cuLaunchKernel", 222, 0, 1);
+    WordRequest request = add(device, 1);
+    CHECK_FAILS(engine->apply(&request, 1), Code::kDevice, "launching the atomics warp");
+    fake_cuda_free(device);
+}
+
 TEST(gpu_warp_names_each_call_that_fails_at_its_start) {
     for (const char* call : {"cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel"}) {
         start(1);
         fake_cuda_fail(call, 222, 0, 1);
         std::unique_ptr<WordEngine> engine;
-        CHECK_FAILS(make_gpu_warp_words(50, &engine), Code::kDevice, "resident warp");
+        CHECK_FAILS(make_gpu_warp_words(50, &engine), Code::kDevice, "atomics warp");
     }
 }
 

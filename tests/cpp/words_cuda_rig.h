@@ -5,6 +5,7 @@
 #include "words_cuda.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <random>
 #include <thread>
@@ -19,17 +20,20 @@ namespace words_rig {
 
 using namespace nvshmem_efa;
 
-// The resident warp of words_gpu_warp.cu, played on the stream's thread.
+// The atomics warp of words_gpu_warp.cu, played on the stream's thread.
 inline void play_warp(void* parameter) {
     auto* ring = static_cast<WarpRing*>(parameter);
-    __atomic_store_n(&ring->hello, kWarpHello, __ATOMIC_RELEASE);
-    for (uint64_t n = 0;; ++n) {
+    const uint64_t launch = __atomic_load_n(&ring->launch, __ATOMIC_ACQUIRE);
+    __atomic_store_n(&ring->hello, launch, __ATOMIC_RELEASE);
+    for (uint64_t n = ring->first;; ++n) {
         WarpBatch& batch = ring->batches[n % kWarpBatches];
         WarpAnswer& answer = ring->answers[n % kWarpBatches];
         uint64_t sequence = 0;
-        while ((sequence = __atomic_load_n(&batch.sequence, __ATOMIC_ACQUIRE)) != n + 1 && sequence != kWarpStop)
+        const auto idle_until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(kWarpIdleNs);
+        while ((sequence = __atomic_load_n(&batch.sequence, __ATOMIC_ACQUIRE)) != n + 1 && sequence != kWarpStop &&
+               std::chrono::steady_clock::now() < idle_until)
             std::this_thread::yield();
-        if (sequence == kWarpStop) break;
+        if (sequence != n + 1) break;
         for (uint64_t i = 0; i < batch.count; ++i) {
             WordRequest request;
             request.addr = reinterpret_cast<uint64_t>(fake_cuda_cpu(batch.requests[i].addr));
@@ -44,7 +48,7 @@ inline void play_warp(void* parameter) {
         }
         __atomic_store_n(&answer.done, n + 1, __ATOMIC_RELEASE);
     }
-    __atomic_store_n(&ring->bye, kWarpBye, __ATOMIC_RELEASE);
+    __atomic_store_n(&ring->bye, launch, __ATOMIC_RELEASE);
 }
 
 inline void start(uint64_t seed) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Words in GPU memory, changed by a resident warp: atomic with the GPU's own atomics. What it costs and which calls of
-// the program hang beside it: docs/agent.md.
+// Words in GPU memory, changed by a warp of our own: atomic with the GPU's own atomics. The warp stays while there is
+// work and ends when idle, so that calls which wait for every kernel return. What it costs: docs/agent.md.
 #include <algorithm>
 #include <string>
 
@@ -15,7 +15,7 @@
 namespace nvshmem_efa {
 namespace {
 
-constexpr const char* kKernel = "nvshmem_efa_resident_warp";
+constexpr const char* kKernel = "nvshmem_efa_atomics_warp";
 
 // words_gpu_warp.cu numbers the operations by itself, because nvcc reads only the ring's header.
 static_assert(static_cast<int>(WordOp::kFetch) == 0 && static_cast<int>(WordOp::kSet) == 1 &&
@@ -34,7 +34,9 @@ class GpuWarpWords final : public WordEngine {
     Status apply(WordRequest* requests, size_t count) override;
 
    private:
-    Status launch();
+    Status load();
+    Status launch(uint64_t first_batch);
+    bool has_ended() const;
     void post(const WordRequest* requests, size_t count);
     Status collect(uint64_t batch, WordRequest* requests, size_t count);
     bool stop();
@@ -45,8 +47,10 @@ class GpuWarpWords final : public WordEngine {
     const int64_t timeout_ms_;
     WarpRing* ring_;
     cuda::Module module_ = nullptr;
-    uint64_t posted_ = 0;  // batches
-    bool is_launched_ = false;
+    cuda::Function kernel_ = nullptr;
+    cuda::DevicePtr device_ring_ = 0;
+    uint64_t posted_ = 0;    // batches
+    uint64_t launches_ = 0;  // the newest launch's number
     bool is_broken_ = false;
 };
 
@@ -60,39 +64,49 @@ bool GpuWarpWords::await(const uint64_t* word, uint64_t value) {
     return true;
 }
 
-Status GpuWarpWords::launch() {
+Status GpuWarpWords::load() {
     const cuda::Driver& driver = stream_->driver();
     if (cuda::Result result = driver.module_load_data(&module_, kGpuWarpPtx))
-        return cuda::driver_error(driver, result, "loading the resident warp",
+        return cuda::driver_error(driver, result, "loading the atomics warp",
                                   "it needs a GPU of compute capability 7.0 or newer; NVSHMEM_EFA_AMO=agent needs none");
-    cuda::Function kernel = nullptr;
-    if (cuda::Result result = driver.module_get_function(&kernel, module_, kKernel))
-        return cuda::driver_error(driver, result, "finding the resident warp's kernel");
-    cuda::DevicePtr ring = 0;
-    if (cuda::Result result = driver.mem_host_get_device_pointer(&ring, ring_, 0))
+    if (cuda::Result result = driver.module_get_function(&kernel_, module_, kKernel))
+        return cuda::driver_error(driver, result, "finding the atomics warp's kernel");
+    if (cuda::Result result = driver.mem_host_get_device_pointer(&device_ring_, ring_, 0))
         return cuda::driver_error(driver, result, "cuMemHostGetDevicePointer of the warp's ring");
-    void* parameters[] = {&ring};
-    cuda::Result result =
-        driver.launch_kernel(kernel, 1, 1, 1, kWarpLanes, 1, 1, 0, stream_->stream(), parameters, nullptr);
-    if (result != cuda::kSuccess) return cuda::driver_error(driver, result, "launching the resident warp");
-    is_launched_ = true;
     return Status();
+}
+
+// Pre: no launch before this one is still taking batches. The stream keeps launches apart.
+Status GpuWarpWords::launch(uint64_t first_batch) {
+    ring_->first = first_batch;
+    __atomic_store_n(&ring_->launch, launches_ + 1, __ATOMIC_RELEASE);  // pairs with the warp's ld.acquire.sys of launch
+    void* parameters[] = {&device_ring_};
+    const cuda::Result result =
+        stream_->driver().launch_kernel(kernel_, 1, 1, 1, kWarpLanes, 1, 1, 0, stream_->stream(), parameters, nullptr);
+    if (result != cuda::kSuccess) return cuda::driver_error(stream_->driver(), result, "launching the atomics warp");
+    ++launches_;
+    return Status();
+}
+
+bool GpuWarpWords::has_ended() const {
+    return __atomic_load_n(&ring_->bye, __ATOMIC_ACQUIRE) == launches_;  // pairs with the warp's st.release.sys of bye
 }
 
 Status GpuWarpWords::start() {
     cuda::ScopedContext scope(stream_->driver(), stream_->context());
-    EFA_TRY(launch());
-    if (await(&ring_->hello, kWarpHello)) return Status();
+    EFA_TRY(load());
+    EFA_TRY(launch(0));
+    if (await(&ring_->hello, launches_)) return Status();
     is_broken_ = true;
     return Status::error(Code::kTimeout,
                          "another kernel fills the GPU: start NVSHMEM before it, or set NVSHMEM_EFA_AMO=agent",
-                         "the resident warp did not start on GPU %d within %lld ms", stream_->device(),
+                         "the atomics warp did not start on GPU %d within %lld ms", stream_->device(),
                          static_cast<long long>(timeout_ms_));
 }
 
 Status GpuWarpWords::apply(WordRequest* requests, size_t count) {
     if (is_broken_)
-        return Status::error(Code::kDevice, "restart the program", "the resident warp gave up after an earlier timeout");
+        return Status::error(Code::kDevice, "restart the program", "the atomics warp gave up after an earlier timeout");
     for (size_t i = 0; i < count; ++i) EFA_TRY(word_check(requests[i], i));
     // Batches are posted ahead of their answers, as far as the ring goes.
     size_t posted = 0, done = 0;
@@ -129,15 +143,30 @@ void GpuWarpWords::post(const WordRequest* requests, size_t count) {
 
 Status GpuWarpWords::collect(uint64_t batch, WordRequest* requests, size_t count) {
     const WarpAnswer& answer = ring_->answers[batch % kWarpBatches];
-    if (!await(&answer.done, batch + 1)) {
+    Deadline deadline(real_clock(), static_cast<uint64_t>(timeout_ms_));
+    // pairs with the warp's st.release.sys of done
+    while (__atomic_load_n(&answer.done, __ATOMIC_ACQUIRE) != batch + 1) {
+        // It ended idle, perhaps just before this batch was posted. What it answered is visible once its end is; so
+        // look again, and if the batch is still open, the next launch starts with it.
+        if (has_ended() && __atomic_load_n(&answer.done, __ATOMIC_ACQUIRE) != batch + 1) {
+            cuda::ScopedContext scope(stream_->driver(), stream_->context());
+            if (Status status = launch(batch); !status.ok()) {
+                is_broken_ = true;
+                return status;
+            }
+        }
+        if (!deadline.passed()) {
+            deadline.relax();
+            continue;
+        }
         is_broken_ = true;
         cuda::ScopedContext scope(stream_->driver(), stream_->context());
         const cuda::Result state = stream_->driver().stream_query(stream_->stream());
         if (state != cuda::kSuccess && state != cuda::kErrorNotReady)
-            return cuda::driver_error(stream_->driver(), state, "the resident warp",
+            return cuda::driver_error(stream_->driver(), state, "the atomics warp",
                                       "the address of every word must lie in memory of this GPU");
-        return Status::error(Code::kTimeout, "look for a fault with nvidia-smi and dmesg",
-                             "the resident warp on GPU %d did not answer within %lld ms", stream_->device(),
+        return Status::error(Code::kTimeout, "a kernel that fills the GPU keeps the warp out: NVSHMEM_EFA_AMO=agent works there",
+                             "the atomics warp on GPU %d did not answer within %lld ms", stream_->device(),
                              static_cast<long long>(timeout_ms_));
     }
     for (size_t i = 0; i < count; ++i) requests[i].fetched = answer.results[i] & word_mask(requests[i].bytes);
@@ -146,12 +175,12 @@ Status GpuWarpWords::collect(uint64_t batch, WordRequest* requests, size_t count
 
 // True when the warp has ended, and its ring and code may go.
 bool GpuWarpWords::stop() {
-    if (!is_launched_) return true;
+    if (launches_ == 0) return true;
     WarpBatch& next = ring_->batches[posted_ % kWarpBatches];
     __atomic_store_n(&next.sequence, kWarpStop, __ATOMIC_RELEASE);  // pairs with the warp's ld.acquire.sys of sequence
     // A warp that never started sees this whenever it does: it may run yet, so that its memory has to stay.
     if (is_broken_) return false;
-    if (!await(&ring_->bye, kWarpBye)) return false;
+    if (!await(&ring_->bye, launches_)) return false;
     Deadline deadline(real_clock(), static_cast<uint64_t>(timeout_ms_));
     while (stream_->driver().stream_query(stream_->stream()) == cuda::kErrorNotReady) {
         if (deadline.passed()) return false;
@@ -167,7 +196,7 @@ GpuWarpWords::~GpuWarpWords() {
         return;
     }
     stream_->abandon();
-    EFA_LOG(kWarn, "agent", "the resident warp on GPU %d did not end; its memory is left to the process's end",
+    EFA_LOG(kWarn, "agent", "the atomics warp on GPU %d did not end; its memory is left to the process's end",
             stream_->device());
 }
 

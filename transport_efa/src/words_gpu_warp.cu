@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The resident warp: takes batches of word requests from pinned host memory and executes them as system-scope atomics,
+// The atomics warp: takes batches of word requests from pinned host memory and executes them as system-scope atomics,
 // so that they are atomic with the GPU's own atomics on the same words. Compiled to PTX text for old drivers by
 // words_gpu_warp_regenerate.sh; the build does not need nvcc.
 #include "words_gpu_warp_ring.h"
 
 using nvshmem_efa::kWarpBatches;
-using nvshmem_efa::kWarpBye;
-using nvshmem_efa::kWarpHello;
+using nvshmem_efa::kWarpIdleNs;
 using nvshmem_efa::kWarpStop;
 using nvshmem_efa::WarpAnswer;
 using nvshmem_efa::WarpBatch;
@@ -68,6 +67,12 @@ CAS(cas_u32, "b32", "r", uint32_t)
 CAS(cas_u64, "b64", "l", uint64_t)
 #undef CAS
 
+__device__ uint64_t now_ns() {  // PTX ISA 10 "%globaltimer": nanoseconds, in steps of about a microsecond
+    uint64_t now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+
 // The numbers of WordOp in words.h; words_gpu_warp.cpp asserts that they agree.
 enum Op : uint32_t { kFetch, kSet, kAdd, kAnd, kOr, kXor, kSwap, kCompareSwap };
 
@@ -128,17 +133,20 @@ __device__ uint64_t apply(const WarpRequest& request) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32, 1) nvshmem_efa_resident_warp(WarpRing* ring) {
+extern "C" __global__ void __launch_bounds__(32, 1) nvshmem_efa_atomics_warp(WarpRing* ring) {
     const uint32_t lane = threadIdx.x;
-    if (lane == 0) store_release(&ring->hello, kWarpHello);  // pairs with the acquire in GpuWarpWords::start
-    for (uint64_t n = 0;; ++n) {
+    const uint64_t launch = load_acquire(&ring->launch), first = load_acquire(&ring->first);
+    if (lane == 0) store_release(&ring->hello, launch);  // pairs with the acquire in GpuWarpWords::start
+    for (uint64_t n = first;; ++n) {
         WarpBatch* batch = &ring->batches[n % kWarpBatches];
         WarpAnswer* answer = &ring->answers[n % kWarpBatches];
         uint64_t sequence = 0;
         if (lane == 0) {
+            const uint64_t idle_since = now_ns();
             do {
                 sequence = load_acquire(&batch->sequence);  // pairs with the release in GpuWarpWords::post
-            } while (sequence != n + 1 && sequence != kWarpStop);
+            } while (sequence != n + 1 && sequence != kWarpStop && now_ns() - idle_since < kWarpIdleNs);
+            if (sequence != n + 1) sequence = kWarpStop;
         }
         sequence = __shfl_sync(0xffffffffu, sequence, 0);
         __syncwarp();  // hands lane 0's acquire to the other lanes
@@ -164,5 +172,6 @@ extern "C" __global__ void __launch_bounds__(32, 1) nvshmem_efa_resident_warp(Wa
         }
         if (lane == 0) store_release(&answer->done, n + 1);  // pairs with the acquire in GpuWarpWords::collect
     }
-    if (lane == 0) store_release(&ring->bye, kWarpBye);  // pairs with the acquire in GpuWarpWords::stop
+    // Pairs with the acquires in GpuWarpWords::collect and stop: `done` of every batch that was taken is set.
+    if (lane == 0) store_release(&ring->bye, launch);
 }

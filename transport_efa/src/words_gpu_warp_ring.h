@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ring between the CPU and the resident warp, in pinned host memory. Plain layout: the host's C++, the kernel and
+// The ring between the CPU and the atomics warp, in pinned host memory. Plain layout: the host's C++, the kernel and
 // the tests share it.
 #pragma once
 
@@ -11,8 +11,9 @@ namespace nvshmem_efa {
 inline constexpr uint32_t kWarpLanes = 32;  // requests in one batch, a lane each
 inline constexpr uint32_t kWarpBatches = 8;
 inline constexpr uint64_t kWarpStop = ~uint64_t{0};
-inline constexpr uint64_t kWarpHello = 0x31707261572d4146ull;
-inline constexpr uint64_t kWarpBye = 0x657962207261572dull;
+// A warp that finds no batch for so long ends: cudaDeviceSynchronize and the like, which wait for every kernel, return
+// then. Long beside the 10 us between two batches of a busy program, short beside what those calls take anyway.
+inline constexpr uint64_t kWarpIdleNs = 200'000;
 
 struct WarpRequest {
     uint64_t addr;
@@ -26,6 +27,7 @@ static_assert(sizeof(WarpRequest) == 32);
 
 // Batch n (from 0) uses batches[n % kWarpBatches]. The CPU writes requests and count, then sequence = n + 1 (release);
 // the warp answers with results, then done = n + 1 (release). kWarpStop in place of the next sequence ends the warp.
+// A warp is one launch, with a number; idle ones end, and the CPU launches the next when batches wait.
 struct WarpBatch {
     uint64_t sequence;
     uint64_t count;
@@ -42,9 +44,11 @@ struct WarpAnswer {
 static_assert(sizeof(WarpAnswer) == 64 + 256);
 
 struct WarpRing {
-    uint64_t hello;  // kWarpHello once the warp runs
-    uint64_t bye;    // kWarpBye when it has ended
-    uint64_t reserved[6];
+    uint64_t launch;  // the number of this launch, from 1; written before it, like `first`
+    uint64_t first;   // the batch it starts with
+    uint64_t hello;   // = launch once the warp runs
+    uint64_t bye;     // = launch when it has ended; every answer it gave is visible then
+    uint64_t reserved[4];
     WarpBatch batches[kWarpBatches];
     WarpAnswer answers[kWarpBatches];
 };
