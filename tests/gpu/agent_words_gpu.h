@@ -39,7 +39,7 @@ class Gpu {
     int sms() const { return sms_; }
     const cuda::Driver& driver() const { return *driver_; }
     const std::string& name() const { return name_; }
-    // For one Filler at a time, allocated beforehand: allocating may wait for a resident warp.
+    // For one Filler at a time, allocated beforehand: allocating may wait for the atomics warp.
     uint64_t* filler_pinned() const { return filler_pinned_; }
     uint64_t filler_halt() const { return filler_halt_; }
     cuda::Stream filler_stream() const { return filler_stream_; }

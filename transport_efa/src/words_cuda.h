@@ -16,7 +16,7 @@ Status make_stream_words(int64_t timeout_ms, std::unique_ptr<WordEngine>* engine
 // With `fallback`, words whose page cannot be mapped go there; with null they are an error. Moved from on success only.
 Status make_gdrcopy_words(std::unique_ptr<WordEngine>&& fallback, std::unique_ptr<WordEngine>* engine);
 
-// A resident warp which executes system-scope atomics. Fails by name when the warp does not start in time.
+// A warp on the GPU which executes system-scope atomics, and ends when idle. Fails by name when the warp does not start in time.
 Status make_gpu_warp_words(int64_t timeout_ms, std::unique_ptr<WordEngine>* engine);
 
 }  // namespace nvshmem_efa
