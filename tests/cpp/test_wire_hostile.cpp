@@ -85,12 +85,12 @@ TEST(another_wire_version_is_a_mismatch_that_names_both) {
         self.open();
         PeerAddress other = self.address;
         other.extra[4] = 9;  // the version in the address
-        CHECK_FAILS(self.wire->connect(other), Code::kMismatch, "wire version 9, this process 1");
+        CHECK_FAILS(self.connect(other), Code::kMismatch, "wire version 9, this process 1");
         std::memset(other.extra, 0, sizeof other.extra);  // a real EFA device, say
-        CHECK_FAILS(self.wire->connect(other), Code::kMismatch, "NVSHMEM_EFA_MODE");
+        CHECK_FAILS(self.connect(other), Code::kMismatch, "NVSHMEM_EFA_MODE");
         other = self.address;
         other.gid.raw[5] ^= 1;
-        CHECK_FAILS(self.wire->connect(other), Code::kInvalidArgument, "does not fit its gid");
+        CHECK_FAILS(self.connect(other), Code::kInvalidArgument, "does not fit its gid");
     });
 }
 
@@ -300,7 +300,7 @@ TEST(nobody_at_a_tcp_address_is_a_timeout_that_says_so) {
         there.process_id ^= 0x55;
         std::memcpy(other.extra, &there, sizeof there);
         other.gid = gid_of(there.process_id);
-        CHECK_FAILS(self.wire->connect(other), Code::kTimeout, "Connection refused; hint: the peer gave out a loopback");
+        CHECK_FAILS(self.connect(other), Code::kTimeout, "Connection refused; hint: the peer gave out a loopback");
     });
     unsetenv("NVSHMEM_EFA_TIMEOUT_MS");
 }
@@ -318,7 +318,7 @@ TEST(settings_that_do_not_fit_are_a_mismatch) {
         self.open();
         PeerAddress other = self.address;
         other.extra[16] ^= 1;
-        CHECK_FAILS(self.wire->connect(other), Code::kUnsupported, "on another host");
+        CHECK_FAILS(self.connect(other), Code::kUnsupported, "on another host");
     });
     setenv("NVSHMEM_EFA_SOFT_WIRE", "auto", 1);
     setenv("NVSHMEM_EFA_SOFT_TCP_ADDR", "no-such-host.invalid", 1);
@@ -326,7 +326,7 @@ TEST(settings_that_do_not_fit_are_a_mismatch) {
         self.open();  // fine as long as all are on this host
         PeerAddress other = self.address;
         other.extra[16] ^= 1;
-        CHECK_FAILS(self.wire->connect(other), Code::kConfig, "no-such-host.invalid");
+        CHECK_FAILS(self.connect(other), Code::kConfig, "no-such-host.invalid");
     });
     setenv("NVSHMEM_EFA_SOFT_WIRE", "tcp", 1);
     run_good(1, [](Rank& self) {
@@ -350,7 +350,7 @@ TEST(a_connect_before_the_job_is_joined_is_refused) {
         WireAddress inside = wire_address_of(other);
         inside.process_id = self.process_id ^ 0x5500;
         std::memcpy(other.extra, &inside, sizeof inside);
-        CHECK_FAILS(self.wire->connect(other), Code::kInvalidArgument, "join_job");
+        CHECK_FAILS(self.connect(other), Code::kInvalidArgument, "join_job");
     });
 }
 

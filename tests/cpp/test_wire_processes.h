@@ -84,9 +84,10 @@ class Rank {
         std::memset(secret.bytes, secret_byte, sizeof secret.bytes);
         CHECK_OK(wire->join_job(secret));
     }
-    Status connect(int other) {
+    Status connect(int other) { return connect(shared->addresses[other]); }
+    Status connect(const PeerAddress& other) {
         const std::lock_guard guard(lock);
-        return wire->connect(shared->addresses[other]);
+        return wire->connect(other);
     }
     bool send(int other, uint64_t message, size_t bytes) {
         const std::lock_guard guard(lock);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The exported half of libibverbs that the verbs provider calls. Numbers are offsets and bits of <infiniband/verbs.h>.
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 
@@ -109,12 +110,12 @@ int ibv_dealloc_pd(void* pd) {
 }
 
 static Object* make_mr(void* pd) {
-    static uint32_t next_key = 0x11;
+    static std::atomic<uint32_t> next_key = 0x11;
     if (!fake::is_live("pd", pd)) return nullptr;
     Object* mr = fake::make("mr", {static_cast<Object*>(pd)});
-    write<uint32_t>(mr->head, 36, next_key);
-    write<uint32_t>(mr->head, 40, 0xab000000u + next_key);
-    ++next_key;
+    const uint32_t key = next_key++;
+    write<uint32_t>(mr->head, 36, key);
+    write<uint32_t>(mr->head, 40, 0xab000000u + key);
     return mr;
 }
 
