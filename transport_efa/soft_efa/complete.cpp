@@ -107,8 +107,11 @@ bool Device::take_receive(QpSlot& qp, uint32_t* index) {
     return true;
 }
 
-const RecvWqe& Device::receive_slot(const QpSlot& qp, uint32_t index) const {
-    return reinterpret_cast<const RecvWqe*>(qp.rq)[index & (qp.attr.rq_depth - 1)];
+// A copy: a program may change its slot between our looks at it.
+RecvWqe Device::receive_slot(const QpSlot& qp, uint32_t index) const {
+    RecvWqe wqe;
+    std::memcpy(&wqe, qp.rq + static_cast<size_t>(index & (qp.attr.rq_depth - 1)) * sizeof wqe, sizeof wqe);
+    return wqe;
 }
 
 RxCqeEx Device::receive_entry(const Arrival& arrival, const QpSlot& qp, CqeStatus status) const {
@@ -162,7 +165,8 @@ CqeStatus Device::deliver_write(const Arrival& arrival) {
 
 void Device::deliver_send(const Arrival& arrival, CqeStatus status) {
     const uint32_t qp_at = qp_index(arrival.header.dst_qp_num);
-    if (qp_at == kNone) return;  // destroyed while the payload was being placed
+    // Destroyed or reset while the payload was being placed.
+    if (qp_at == kNone || qps_[qp_at].state == QpState::kReset) return;
     QpSlot& qp = qps_[qp_at];
     RxCqeEx entry = receive_entry(arrival, qp, status);
     entry.base.req_id = receive_slot(qp, arrival.recv_index).req_id;
@@ -197,7 +201,9 @@ void Device::handle_ack(const PacketHeader& header) {
     if (peer == kNone || !(peers_[peer].gid == header.src_gid)) return;
     const auto index = static_cast<uint32_t>(header.message);
     const auto status = static_cast<CqeStatus>(header.status);
+    const uint8_t retries = qps_[op->qp].rnr_retry;
     const bool may_retry = status == CqeStatus::kRnr && caps().rnr_retry && op->is_in_network &&
+                           (retries == kRnrRetryForever || op->attempt < retries) &&
                            now_ns_ < op->started_ns + options_.unresponsive_ns;
     if (!may_retry) {
         complete_op(index, status);

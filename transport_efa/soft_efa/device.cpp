@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Control calls, the step, and what happens when nobody answers.
+// The step, what happens when nobody answers, and the control calls for memory and address handles.
 #include "device.h"
 
 #include <algorithm>
@@ -18,16 +18,7 @@ constexpr uint32_t kIncomingHeads = 256;
 constexpr uint32_t kMtuBuffers = 512;
 constexpr uint32_t kSegmentBuffers = 32;
 constexpr uint32_t kBounceBuffers = 16;
-constexpr uint32_t kQpIndexBits = 10;
-constexpr uint32_t kQpIndexMask = (1u << kQpIndexBits) - 1;
-constexpr uint32_t kDoorbellStride = 64;
 constexpr uint64_t kExpiryTurnNs = 5'000'000;
-
-uint32_t round_up_power_of_two(uint32_t value) {
-    uint32_t power = 1;
-    while (power < value) power <<= 1;
-    return power;
-}
 
 }  // namespace
 
@@ -53,6 +44,7 @@ Device::Device(const DeviceOptions& options)
 Device::~Device() {
     for (QpSlot& qp : qps_) free_rings(qp);
     for (CqState& cq : cqs_) {
+        if (cq.is_callers) continue;
         memory_->free_host(cq.entries);
         memory_->free_host(cq.consumer);
     }
@@ -149,10 +141,15 @@ void Device::expire(uint64_t now_ns) {
 }
 
 Status Device::register_memory(const MemoryAttr& attr, MemoryRegion* region) {
-    if (attr.addr == nullptr || attr.bytes == 0)
+    return register_memory(attr, static_cast<uint8_t*>(attr.addr), region);
+}
+
+Status Device::register_memory(const MemoryAttr& attr, uint8_t* here, MemoryRegion* region) {
+    if (here == nullptr || attr.bytes == 0)
         return Status::error(Code::kInvalidArgument, "register at least one byte", "%s: empty memory region",
                              name().c_str());
-    const Region* added = regions_.add(attr, static_cast<uint8_t>(prng_.next()));
+    const uint64_t to_here = reinterpret_cast<uint64_t>(here) - reinterpret_cast<uint64_t>(attr.addr);
+    const Region* added = regions_.add(attr, to_here, static_cast<uint8_t>(prng_.next()));
     if (!added)
         return Status::error(Code::kResource, "register fewer, larger regions",
                              "%s: the device has no more memory regions (%u in use)", name().c_str(), caps().max_mrs);
@@ -165,172 +162,6 @@ Status Device::register_memory(const MemoryAttr& attr, MemoryRegion* region) {
 Status Device::deregister_memory(uint32_t lkey) {
     if (regions_.remove(lkey)) return Status();
     return Status::error(Code::kInvalidArgument, nullptr, "%s: no memory region has lkey 0x%x", name().c_str(), lkey);
-}
-
-Status Device::create_cq(const CqAttr& attr, Cq* out) {
-    const uint32_t depth = attr.depth <= caps().max_cq_depth ? round_up_power_of_two(attr.depth) : 0;
-    if (attr.depth == 0 || depth == 0)
-        return Status::error(Code::kInvalidArgument, "ask for fewer entries",
-                             "%s: a completion queue of %u entries; the device has 1 to %u", name().c_str(),
-                             attr.depth, caps().max_cq_depth);
-    CqState cq;
-    cq.entry_bytes = options_.profile.cqe_bytes;
-    cq.depth = depth;
-    cq.depth_log2 = log2_exact(depth);
-    cq.entries = static_cast<uint8_t*>(memory_->alloc_host(static_cast<size_t>(depth) * cq.entry_bytes));
-    cq.consumer = static_cast<uint32_t*>(memory_->alloc_host(kDoorbellStride));
-    if (!cq.entries || !cq.consumer) {
-        memory_->free_host(cq.entries);
-        memory_->free_host(cq.consumer);
-        return Status::error(Code::kResource, "free memory", "%s: no memory for a completion queue", name().c_str());
-    }
-    std::memset(cq.entries, 0, static_cast<size_t>(depth) * cq.entry_bytes);
-    *cq.consumer = kCqConsumerUnused;
-    cq.is_live = true;
-    size_t index = 0;
-    while (index < cqs_.size() && cqs_[index].is_live) ++index;
-    if (index == cqs_.size()) cqs_.emplace_back();
-    cqs_[index] = cq;
-    out->entries = cq.entries;
-    out->entry_bytes = cq.entry_bytes;
-    out->depth = depth;
-    out->handle = index + 1;
-    out->consumer = cq.consumer;
-    return Status();
-}
-
-Status Device::destroy_cq(uint64_t handle) {
-    if (handle == 0 || handle > cqs_.size() || !cqs_[handle - 1].is_live)
-        return Status::error(Code::kInvalidArgument, nullptr, "%s: no such completion queue", name().c_str());
-    CqState& cq = cqs_[handle - 1];
-    if (cq.users != 0)
-        return Status::error(Code::kInvalidArgument, "destroy its queue pairs first",
-                             "%s: a completion queue is still used by %u queue pairs", name().c_str(), cq.users);
-    memory_->free_host(cq.entries);
-    memory_->free_host(cq.consumer);
-    cq = CqState{};
-    return Status();
-}
-
-Status Device::check_qp_attr(const QpAttr& attr) const {
-    const auto is_cq = [this](uint64_t handle) {
-        return handle != 0 && handle <= cqs_.size() && cqs_[handle - 1].is_live;
-    };
-    if (!is_cq(attr.send_cq) || !is_cq(attr.recv_cq))
-        return Status::error(Code::kInvalidArgument, nullptr, "%s: a queue pair needs two completion queues",
-                             name().c_str());
-    if ((attr.large_slots && caps().max_inline_large == 0) || (attr.unsolicited_recv && !caps().unsolicited_write_recv) ||
-        (attr.req_id_64 && !caps().req_id_64))
-        return Status::error(Code::kUnsupported, "look at the device's capabilities first",
-                             "%s (%s) cannot do large slots, unsolicited receive or 64-bit ids as asked",
-                             name().c_str(), options_.profile.name);
-    const uint32_t sq_max = attr.large_slots ? caps().max_sq_depth / 2 : caps().max_sq_depth;
-    if (!is_power_of_two(attr.sq_depth) || attr.sq_depth > sq_max)
-        return Status::error(Code::kInvalidArgument, "use a power of two within the limit",
-                             "%s: a send queue of %u slots; the device has up to %u", name().c_str(), attr.sq_depth,
-                             sq_max);
-    if (attr.rq_depth != 0 && (!is_power_of_two(attr.rq_depth) || attr.rq_depth > caps().max_rq_depth))
-        return Status::error(Code::kInvalidArgument, "use a power of two within the limit",
-                             "%s: a receive queue of %u slots; the device has up to %u", name().c_str(), attr.rq_depth,
-                             caps().max_rq_depth);
-    return Status();
-}
-
-Status Device::allocate_rings(QpSlot& qp) {
-    const size_t sq_bytes = static_cast<size_t>(qp.attr.sq_depth) * qp.slot_bytes;
-    const size_t rq_bytes = static_cast<size_t>(qp.attr.rq_depth) * sizeof(RecvWqe);
-    qp.sq = static_cast<uint8_t*>(memory_->alloc_host(sq_bytes));
-    qp.sq_doorbell = static_cast<uint32_t*>(memory_->alloc_host(2 * kDoorbellStride));
-    qp.rq = static_cast<uint8_t*>(memory_->alloc_host(rq_bytes + sizeof(RecvWqe)));
-    if (!qp.sq || !qp.sq_doorbell || !qp.rq) {
-        free_rings(qp);
-        return Status::error(Code::kResource, "free memory", "%s: no memory for a queue pair", name().c_str());
-    }
-    qp.rq_doorbell = qp.sq_doorbell + kDoorbellStride / sizeof(uint32_t);
-    std::memset(qp.sq, 0xff, sq_bytes);  // no slot has the first lap's phase
-    std::memset(qp.rq, 0, rq_bytes);
-    std::memset(qp.sq_doorbell, 0, 2 * kDoorbellStride);
-    return Status();
-}
-
-void Device::free_rings(QpSlot& qp) {
-    memory_->free_host(qp.sq);
-    memory_->free_host(qp.sq_doorbell);
-    memory_->free_host(qp.rq);
-    qp.sq = qp.rq = nullptr;
-    qp.sq_doorbell = qp.rq_doorbell = nullptr;
-}
-
-Status Device::create_qp(const QpAttr& attr, Qp* out) {
-    EFA_TRY(check_qp_attr(attr));
-    uint32_t index = 1;
-    while (index < qps_.size() && qps_[index].state != QpState::kFree) ++index;
-    if (index >= caps().max_qps)
-        return Status::error(Code::kResource, "use fewer queue pairs", "%s: the device has no more queue pairs (%u)",
-                             name().c_str(), caps().max_qps - 1);
-    if (index == qps_.size()) qps_.emplace_back();
-    QpSlot qp;
-    qp.generation = static_cast<uint8_t>(qps_[index].generation + 1);
-    qp.qp_num = static_cast<uint16_t>(index | (static_cast<uint32_t>(qp.generation) << kQpIndexBits));
-    qp.attr = attr;
-    qp.slot_bytes = attr.large_slots ? kSlotBytesLarge : kSlotBytesSmall;
-    qp.depth_log2 = log2_exact(attr.sq_depth);
-    qp.max_batch = caps().max_tx_batch_units * kSlotBytesSmall / qp.slot_bytes;
-    EFA_TRY(allocate_rings(qp));
-    qp.state = QpState::kReady;
-    qps_[index] = qp;
-    live_qps_.push_back(static_cast<uint16_t>(index));
-    ++cqs_[attr.send_cq - 1].users;
-    ++cqs_[attr.recv_cq - 1].users;
-    *out = Qp{};
-    out->qp_num = qp.qp_num;
-    out->qkey = attr.qkey;
-    out->sq_slots = qp.sq;
-    out->sq_doorbell = qp.sq_doorbell;
-    out->sq_slot_bytes = qp.slot_bytes;
-    out->sq_depth = attr.sq_depth;
-    out->sq_max_batch = qp.max_batch;
-    out->req_id_64 = attr.req_id_64;
-    out->rq_slots = qp.rq;
-    out->rq_doorbell = qp.rq_doorbell;
-    out->rq_depth = attr.rq_depth;
-    out->handle = qp.qp_num;
-    return Status();
-}
-
-uint32_t Device::qp_index(uint64_t handle) const {
-    const uint32_t index = static_cast<uint32_t>(handle) & kQpIndexMask;
-    const bool is_live = handle <= 0xffff && index < qps_.size() && qps_[index].state != QpState::kFree &&
-                         qps_[index].qp_num == handle;
-    return is_live ? index : kNone;
-}
-
-Status Device::destroy_qp(uint64_t handle) {
-    const uint32_t index = qp_index(handle);
-    if (index == kNone)
-        return Status::error(Code::kInvalidArgument, nullptr, "%s: no such queue pair", name().c_str());
-    QpSlot& qp = qps_[index];
-    poll_doorbells();  // what was posted is outstanding, whether or not a step has seen it
-    flush_qp(qp);
-    for (uint32_t counter : qp.counters) {
-        if (counter != kNone) --counters_[counter].users;
-    }
-    --cqs_[qp.attr.send_cq - 1].users;
-    --cqs_[qp.attr.recv_cq - 1].users;
-    free_rings(qp);
-    qp.state = QpState::kFree;
-    std::erase(live_qps_, static_cast<uint16_t>(index));
-    return Status();
-}
-
-std::string Device::diagnosis(uint64_t qp_handle) const {
-    const uint32_t index = qp_index(qp_handle);
-    return index == kNone ? "" : qps_[index].diagnosis;
-}
-
-QpState Device::qp_state(uint64_t qp_handle) const {
-    const uint32_t index = qp_index(qp_handle);
-    return index == kNone ? QpState::kFree : qps_[index].state;
 }
 
 Status Device::create_address_handle(const Gid& gid, AddressHandle* ah) {

@@ -8,6 +8,7 @@
 //   receive_path.cpp  arrival in seeded disorder, the target's checks
 //   place.cpp         payload into memory
 //   complete.cpp      acknowledgements, completions, counters
+// Control calls: device.cpp (memory, address handles, the step itself), queues.cpp (CQs, QPs), counters.cpp.
 #pragma once
 
 #include <memory>
@@ -49,7 +50,23 @@ struct DeviceOptions {
     std::string name = "soft";
 };
 
-enum class QpState : uint8_t { kFree, kReady, kError };
+enum class QpState : uint8_t { kFree, kReset, kReady, kError };  // kReset: neither sends nor receives
+
+// Rings in memory of the caller's (the PCI front), who maps them before create_qp() and unmaps them after destroy_qp().
+struct QpRings {
+    uint8_t* sq = nullptr;
+    uint32_t* sq_doorbell = nullptr;  // host words; the caller stores there what the program rang, with release
+    uint8_t* rq = nullptr;
+    uint32_t* rq_doorbell = nullptr;
+};
+
+struct CqEntries {
+    uint8_t* entries = nullptr;  // zeroed by the caller
+    uint32_t entry_bytes = 0;    // 16 or 32
+    uint32_t depth = 0;          // a power of two
+};
+
+inline constexpr uint8_t kRnrRetryForever = 7;
 
 struct QpSlot {
     QpState state = QpState::kFree;
@@ -66,6 +83,8 @@ struct QpSlot {
     uint8_t* rq = nullptr;
     uint32_t* rq_doorbell = nullptr;
     uint32_t received = 0;  // receive descriptors taken
+    bool has_callers_rings = false;
+    uint8_t rnr_retry = kRnrRetryForever;
     uint32_t counters[6] = {kNone, kNone, kNone, kNone, kNone, kNone};  // by bit of CounterOp
     std::string diagnosis;
 };
@@ -101,6 +120,12 @@ struct Op {
     uint32_t wait_prev = kNone, wait_next = kNone;
     uint64_t started_ns = 0;
     uint64_t deadline_ns = 0;
+};
+
+// Memory that was checked.
+struct Piece {
+    MemoryAddr from;
+    uint32_t bytes = 0;
 };
 
 // A packet that is ready to go, or that waits for its payload to come out of GPU memory.
@@ -170,10 +195,18 @@ class Device {
     const std::string& name() const { return options_.name; }
     // The table's part of registration; the MemoryPort's part is the caller's (it may take long).
     Status register_memory(const MemoryAttr& attr, MemoryRegion* region);
+    // Memory that programs address from attr.addr on and that lies at `here` in this process.
+    Status register_memory(const MemoryAttr& attr, uint8_t* here, MemoryRegion* region);
     Status deregister_memory(uint32_t lkey);
     Status create_cq(const CqAttr& attr, Cq* cq);
+    Status create_cq(const CqEntries& ring, uint64_t* handle);
     Status destroy_cq(uint64_t handle);
+    uint32_t cq_written(uint64_t handle) const;  // entries so far, modulo 2^32; 0 for no such queue
     Status create_qp(const QpAttr& attr, Qp* qp);
+    Status create_qp(const QpAttr& attr, const QpRings& rings, Qp* qp);  // in kReset
+    // To kReset: forgets what is outstanding, and the rings begin anew. To kError: completes it as flushed.
+    Status set_qp_state(uint64_t handle, QpState state);
+    Status set_qp_options(uint64_t handle, uint32_t qkey, uint8_t rnr_retry);  // 0..6 times, or kRnrRetryForever
     Status destroy_qp(uint64_t handle);  // completes what is outstanding as flushed
     Status create_address_handle(const Gid& gid, AddressHandle* ah);
     Status destroy_address_handle(const AddressHandle& ah);
@@ -212,10 +245,14 @@ class Device {
     bool is_dead() const { return stats_.packets_received >= options_.faults.dead_after_packets; }
 
    private:
-    // device.cpp
+    // device.cpp, queues.cpp
     Status check_qp_attr(const QpAttr& attr) const;
+    Status add_cq(const CqState& cq, uint64_t* handle);
+    bool is_cq(uint64_t handle) const { return handle - 1 < cqs_.size() && cqs_[handle - 1].is_live; }
     Status allocate_rings(QpSlot& qp);
     void free_rings(QpSlot& qp);
+    Status add_qp(const QpAttr& attr, const QpRings* rings, Qp* qp);
+    void forget_ops(const QpSlot& qp);
     uint32_t qp_index(uint64_t handle) const;
     void expire(uint64_t now_ns);
     MemoryPort::Ticket start_copy(MemoryAddr to, MemoryAddr from, size_t bytes);
@@ -249,7 +286,7 @@ class Device {
     bool emit_bytes(uint32_t peer_index, const PacketHeader& header, MemoryAddr from);
     bool emit_send(uint32_t peer_index, const Op& op, PacketHeader& header);
     bool emit_segment(uint32_t peer_index, Op& op, PacketHeader& header);
-    bool fetch(uint32_t peer_index, const PacketHeader& header, const Sge* parts, int n);
+    bool fetch(uint32_t peer_index, const PacketHeader& header, const Piece* pieces, int n);
     bool send_packet(const PacketHeader& header, const void* payload);
     void send_control(uint32_t peer_index, const PacketHeader& header);
     bool can_refer(const Peer& peer, MemoryAddr from, size_t bytes, PeerBytes* reference) const;
@@ -286,7 +323,7 @@ class Device {
     void deliver_send(const Arrival& arrival, CqeStatus status);
     RxCqeEx receive_entry(const Arrival& arrival, const QpSlot& qp, CqeStatus status) const;
     bool take_receive(QpSlot& qp, uint32_t* index);
-    const RecvWqe& receive_slot(const QpSlot& qp, uint32_t index) const;
+    RecvWqe receive_slot(const QpSlot& qp, uint32_t index) const;
     void acknowledge(const PacketHeader& to, uint32_t peer, CqeStatus status);
     void handle_ack(const PacketHeader& header);
     void complete_op(uint32_t index, CqeStatus status);

@@ -103,7 +103,7 @@ void Device::plan_segments(const Peer& peer, Op& op) {
     if (op.opcode == SendOpcode::kRdmaWrite && !op.is_inline) {
         const Region* region = regions_.by_lkey(op.sges[0].lkey);
         PeerBytes reference;
-        op.by_reference = can_refer(peer, MemoryAddr{region->kind, sge_addr(op.sges[0])}, op.bytes, &reference);
+        op.by_reference = can_refer(peer, region->here(sge_addr(op.sges[0])), op.bytes, &reference);
         const uint64_t most = op.by_reference ? UINT32_MAX : options_.payload_max;
         op.segment_bytes =
             static_cast<uint32_t>(segment_length(op.bytes, segments_max(op.by_reference), caps().mtu, most));
@@ -140,16 +140,19 @@ PacketHeader Device::op_header(const Op& op, uint32_t op_index, const Gid& to) c
 bool Device::emit_send(uint32_t peer_index, const Op& op, PacketHeader& header) {
     header.segment_bytes = header.payload_bytes = static_cast<uint32_t>(op.bytes);
     if (op.is_inline) return send_packet(header, op.inline_bytes);
+    Piece pieces[kSendSgesMax];
     bool is_host = true;
     for (int i = 0; i < op.n_sges; ++i) {
-        is_host = is_host && regions_.by_lkey(op.sges[i].lkey)->kind == MemoryKind::kHost;
+        pieces[i].from = regions_.by_lkey(op.sges[i].lkey)->here(sge_addr(op.sges[i]));
+        pieces[i].bytes = op.sges[i].length;
+        is_host = is_host && pieces[i].from.kind == MemoryKind::kHost;
     }
-    if (!is_host) return fetch(peer_index, header, op.sges, op.n_sges);
-    if (op.n_sges == 1) return send_packet(header, reinterpret_cast<const void*>(sge_addr(op.sges[0])));
+    if (!is_host) return fetch(peer_index, header, pieces, op.n_sges);
+    if (op.n_sges == 1) return send_packet(header, reinterpret_cast<const void*>(pieces[0].from.addr));
     size_t at = 0;
     for (int i = 0; i < op.n_sges; ++i) {
-        std::memcpy(gather_.data() + at, reinterpret_cast<const void*>(sge_addr(op.sges[i])), op.sges[i].length);
-        at += op.sges[i].length;
+        std::memcpy(gather_.data() + at, reinterpret_cast<const void*>(pieces[i].from.addr), pieces[i].bytes);
+        at += pieces[i].bytes;
     }
     return send_packet(header, gather_.data());
 }
@@ -164,7 +167,7 @@ bool Device::emit_segment(uint32_t peer_index, Op& op, PacketHeader& header) {
         header.payload_bytes = header.segment_bytes;
         return send_packet(header, op.inline_bytes);
     }
-    const MemoryAddr from{regions_.by_lkey(op.sges[0].lkey)->kind, sge_addr(op.sges[0]) + header.segment_offset};
+    const MemoryAddr from = regions_.by_lkey(op.sges[0].lkey)->here(sge_addr(op.sges[0]) + header.segment_offset);
     PeerBytes reference;
     if (op.by_reference && can_refer(peers_[peer_index], from, header.segment_bytes, &reference)) {
         header.flags |= kPacketByReference;
@@ -207,7 +210,7 @@ bool Device::emit_answer(uint32_t peer_index, Answer& answer, bool* is_done) {
     PacketHeader header = answer.header;
     header.segment_offset = answer.at;
     header.segment_bytes = static_cast<uint32_t>(std::min<uint64_t>(answer.segment_bytes, answer.end - answer.at));
-    const MemoryAddr from{region->kind, answer.addr + answer.at};
+    const MemoryAddr from = region->here(answer.addr + answer.at);
     PeerBytes reference;
     bool is_sent;
     if (answer.by_reference && can_refer(peers_[peer_index], from, header.segment_bytes, &reference)) {
@@ -237,14 +240,13 @@ bool Device::emit_bytes(uint32_t peer_index, const PacketHeader& header, MemoryA
     PacketHeader with_payload = header;
     with_payload.payload_bytes = header.segment_bytes;
     if (from.kind == MemoryKind::kHost) return send_packet(with_payload, reinterpret_cast<const void*>(from.addr));
-    Sge part{};
-    sge_set(part, from.addr, header.segment_bytes, 0);
-    return fetch(peer_index, with_payload, &part, 1);
+    const Piece piece{from, header.segment_bytes};
+    return fetch(peer_index, with_payload, &piece, 1);
 }
 
 // Starts to copy pieces (some in GPU memory) into a bounce buffer; the packet leaves when they are there. The pieces
-// were checked; a piece without lkey is GPU memory.
-bool Device::fetch(uint32_t peer_index, const PacketHeader& header, const Sge* parts, int n) {
+// were checked.
+bool Device::fetch(uint32_t peer_index, const PacketHeader& header, const Piece* pieces, int n) {
     if (bounce_.room() == 0 || outgoing_.room() == 0) return false;
     const uint32_t index = outgoing_.take();
     Outgoing& packet = outgoing_[index];
@@ -257,12 +259,10 @@ bool Device::fetch(uint32_t peer_index, const PacketHeader& header, const Sge* p
     packet.peer = peer_index;
     uint64_t at = reinterpret_cast<uint64_t>(packet.bounce);
     for (int i = 0; i < n; ++i) {
-        const Region* region = regions_.by_lkey(parts[i].lkey);
-        const MemoryKind kind = region ? region->kind : MemoryKind::kCuda;
         const MemoryPort::Ticket ticket =
-            start_copy(MemoryAddr{MemoryKind::kHost, at}, MemoryAddr{kind, sge_addr(parts[i])}, parts[i].length);
+            start_copy(MemoryAddr{MemoryKind::kHost, at}, pieces[i].from, pieces[i].bytes);
         if (ticket != 0 || i == 0) packet.ticket = ticket;  // the last one that takes its time ends last
-        at += parts[i].length;
+        at += pieces[i].bytes;
     }
     list_push(outgoing_, fetching_, index);
     return true;

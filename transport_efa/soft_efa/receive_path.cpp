@@ -177,7 +177,7 @@ CqeStatus Device::check_write(Arrival& arrival) {
     const Region* region = regions_.by_rkey(header.rkey);
     if (!region || !region->covers(header.remote_addr, header.message_bytes) || !(region->access & kAccessRemoteWrite))
         return CqeStatus::kRemoteBadAddress;
-    arrival.target = MemoryAddr{region->kind, header.remote_addr + header.segment_offset};
+    arrival.target = region->here(header.remote_addr + header.segment_offset);
     return CqeStatus::kOk;
 }
 
@@ -192,7 +192,7 @@ CqeStatus Device::check_send(Arrival& arrival) {
         ++stats_.rnr;
         return CqeStatus::kRnr;
     }
-    const RecvWqe& wqe = receive_slot(qp, arrival.recv_index);
+    const RecvWqe wqe = receive_slot(qp, arrival.recv_index);
     if (header.message_bytes > wqe.length) {
         --qp.received;  // the descriptor stays for a message that fits
         return CqeStatus::kRemoteBadLength;
@@ -204,7 +204,7 @@ CqeStatus Device::check_send(Arrival& arrival) {
         deliver_send(arrival, CqeStatus::kInvalidLkey);
         return CqeStatus::kRemoteAbort;
     }
-    arrival.target = MemoryAddr{region->kind, addr};
+    arrival.target = region->here(addr);
     return CqeStatus::kOk;
 }
 
@@ -233,7 +233,7 @@ void Device::handle_read_request(uint32_t index) {
     answer.addr = header.remote_addr;
     answer.lkey = region->lkey;
     PeerBytes reference;
-    answer.by_reference = can_refer(peers_[arrival.peer], MemoryAddr{region->kind, answer.addr}, answer.end, &reference);
+    answer.by_reference = can_refer(peers_[arrival.peer], region->here(answer.addr), answer.end, &reference);
     const uint32_t segments = segments_max(answer.by_reference);
     const uint64_t even = (answer.end + segments - 1) / segments;
     const uint64_t aligned = std::max<uint64_t>((even + 4095) / 4096 * 4096, caps().mtu);
@@ -260,8 +260,7 @@ void Device::handle_read_response(uint32_t index) {
         drop_arrival(index);
         return;
     }
-    arrival.target =
-        MemoryAddr{regions_.by_lkey(op->sges[0].lkey)->kind, sge_addr(op->sges[0]) + header.segment_offset};
+    arrival.target = regions_.by_lkey(op->sges[0].lkey)->here(sge_addr(op->sges[0]) + header.segment_offset);
     place(index);
 }
 

@@ -10,6 +10,7 @@ namespace nvshmem_efa::soft {
 void Device::poll_doorbells() {
     for (uint16_t index : live_qps_) {
         QpSlot& qp = qps_[index];
+        if (qp.state == QpState::kReset) continue;
         // Acquire pairs with the release store in send_ring_ring() and with the GPU's release before its doorbell.
         const uint32_t doorbell = __atomic_load_n(qp.sq_doorbell, __ATOMIC_ACQUIRE);
         // The device looks at 16 bits: host code rings with 16, GPU code with 32.

@@ -5,7 +5,7 @@
 
 namespace nvshmem_efa::soft {
 
-Region* RegionTable::add(const MemoryAttr& attr, uint8_t salt) {
+Region* RegionTable::add(const MemoryAttr& attr, uint64_t to_here, uint8_t salt) {
     if (used_ >= bound_) return nullptr;
     uint32_t index;
     if (!free_.empty()) {
@@ -22,6 +22,7 @@ Region* RegionTable::add(const MemoryAttr& attr, uint8_t salt) {
     region.bytes = attr.bytes;
     region.kind = attr.kind;
     region.access = attr.access;
+    region.to_here = to_here;
     region.lkey = index | (static_cast<uint32_t>(++generations_[index]) << 16);
     region.rkey = region.lkey | (static_cast<uint32_t>(salt) << 24);
     return &region;
@@ -100,7 +101,7 @@ bool PeerTable::remove_handle(uint16_t ahn) {
 bool cq_push(CqState& cq, const RxCqeEx& entry) {
     if (cq.is_overrun) return false;
     // Acquire pairs with the poller's release of its count, after it has read the entries before.
-    const uint32_t consumed = __atomic_load_n(cq.consumer, __ATOMIC_ACQUIRE);
+    const uint32_t consumed = cq.consumer ? __atomic_load_n(cq.consumer, __ATOMIC_ACQUIRE) : kCqConsumerUnused;
     if (consumed != kCqConsumerUnused && cq.written - consumed >= cq.depth) {
         cq.is_overrun = true;
         return false;

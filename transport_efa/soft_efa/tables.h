@@ -19,9 +19,12 @@ struct Region {
     uint32_t access = 0;
     uint32_t lkey = 0;  // 24 bits: number and generation; 0 when free
     uint32_t rkey = 0;
+    uint64_t to_here = 0;  // added to an address that programs use gives ours; 0 unless a PCI front mapped the memory
     bool covers(uint64_t at, uint64_t length) const {
         return at >= addr && length <= bytes && at - addr <= bytes - length;
     }
+    // Where a covered byte lies for the MemoryPort.
+    MemoryAddr here(uint64_t at) const { return MemoryAddr{kind, at + to_here}; }
 };
 
 // Keys name a slot of the table and its generation, so that a stale key is refused and a lookup is one load.
@@ -29,7 +32,7 @@ class RegionTable {
    public:
     explicit RegionTable(uint32_t bound) : bound_(bound) {}
     // Null when the table is full. `salt` goes to the upper bits of the rkey.
-    Region* add(const MemoryAttr& attr, uint8_t salt);
+    Region* add(const MemoryAttr& attr, uint64_t to_here, uint8_t salt);
     bool remove(uint32_t lkey);
     const Region* by_lkey(uint32_t lkey) const {
         const uint32_t index = lkey & 0xffffu;
@@ -92,13 +95,14 @@ class PeerTable {
 struct CqState {
     bool is_live = false;
     uint8_t* entries = nullptr;
-    uint32_t* consumer = nullptr;  // the poller's count, if it keeps one (Cq::consumer)
+    uint32_t* consumer = nullptr;  // the poller's count, if it keeps one (Cq::consumer); null on a caller's ring
     uint32_t entry_bytes = 0;
     uint32_t depth = 0;
     uint32_t depth_log2 = 0;
     uint32_t written = 0;
     uint32_t users = 0;  // queue pairs
     bool is_overrun = false;
+    bool is_callers = false;  // the caller's memory
 };
 
 struct CounterState {
