@@ -300,4 +300,16 @@ TEST(statistics_of_the_process_are_there_while_an_engine_is) {
     CHECK_EQ(soft_stats().bytes_sent, 8u);
 }
 
+TEST(a_completion_queue_in_the_callers_memory_is_refused_by_name) {
+    const auto engine = open_engine(Knobs{});
+    Node node(engine->make_nic(0), 1);
+    alignas(4096) static uint8_t memory[4096];
+    CqAttr attr{64};
+    attr.memory = memory;
+    attr.memory_bytes = sizeof memory;
+    Cq cq;
+    CHECK(!node.nic->info().caps.cq_ext_mem);
+    CHECK(node.nic->create_cq(attr, &cq).code() == Code::kUnsupported);
+}
+
 TEST_MAIN()

@@ -18,6 +18,7 @@ SoftNic::SoftNic(std::shared_ptr<NicHost> host, Device* device, int rail) : host
     info_.pci_path = kHarmlessPath;
     info_.driver_version = "software";
     info_.caps = device->caps();
+    info_.caps.cq_ext_mem = false;  // see create_cq()
 }
 
 SoftNic::~SoftNic() {
@@ -99,6 +100,9 @@ Status SoftNic::attach_peer_memory(const PeerAddress& owner, const MemoryShare& 
 }
 
 Status SoftNic::create_cq(const CqAttr& attr, Cq* cq) {
+    if (attr.memory)
+        return Status::error(Code::kUnsupported, "leave CqAttr::memory empty",
+                             "%s cannot put a completion queue into the caller's memory", info_.name.c_str());
     const auto held = host_->take_lock();
     EFA_TRY(device_->create_cq(attr, cq));
     cqs_.push_back(cq->handle);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The parts of the libibverbs and libefa ABI that we call, in our own declarations: the libraries are opened at run
 // time, so that the package builds and installs where rdma-core is not. Only what is exported is used; nothing goes
-// through the operation tables inside ibv_context. Sizes and offsets were compared with the headers of rdma-core v56
-// and v65 (tests/cpp/test_verbs_abi.cpp repeats it where the headers are installed).
+// through the operation tables inside ibv_context. Sizes and offsets were compared with the headers of rdma-core v65
+// (tests/cpp/test_verbs_abi.cpp repeats it where the headers are installed).
 #pragma once
 
 #include <cstddef>
