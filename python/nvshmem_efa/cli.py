@@ -40,13 +40,18 @@ def cli() -> None:
               help="NVSHMEM plugin ABI to drive the plugin through.")  # fmt: skip
 @click.option("--deadline", default=60.0, show_default=True, help="Seconds after which everything is killed.")
 @click.option("--gpu", is_flag=True, help="Run on this machine's GPUs with the real NVSHMEM library.")
+@click.option("--device", is_flag=True, help="Use this machine's EFA devices instead of software ones.")
 @json_option
-def demo(pes: int, seed: int, profile: str, abi: str, deadline: float, gpu: bool, as_json: bool) -> int:
+def demo(
+    pes: int, seed: int, profile: str, abi: str, deadline: float, gpu: bool, device: bool, as_json: bool
+) -> int:
     """Exchange tokens between processes through software EFA devices, and check every byte."""
     from nvshmem_efa.demo import DemoOptions, run_demo
     from nvshmem_efa.screen import progress_bar, show_demo
 
-    options = DemoOptions(pes=pes, seed=seed, profile=profile, abi=int(abi), deadline_s=deadline)
+    if gpu and device:
+        raise click.UsageError("--gpu and --device exclude each other; with --gpu, NVSHMEM_EFA_MODE chooses the device")
+    options = DemoOptions(pes, seed, profile, int(abi), deadline, on_devices=device)
     with progress_bar("demo") as (step, log):
         if gpu:
             from nvshmem_efa.gpu_demo import run_gpu_demo

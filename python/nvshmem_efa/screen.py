@@ -21,7 +21,6 @@ from nvshmem_efa.errors import ExitCode
 from nvshmem_efa.settings import Setting
 
 PIPE_WIDTH = 110  # where there is no terminal to ask
-TIMES_NOTE = "Times are those of the software device on this machine, not of EFA."
 
 _VERDICT_STYLES = {Verdict.GOOD: "green", Verdict.NOTE: "cyan", Verdict.MISSING: "yellow", Verdict.WRONG: "red"}
 
@@ -86,7 +85,7 @@ def show_demo(result: DemoResult) -> None:
         )
     if result.operations:
         console.print(table)
-        console.print(TIMES_NOTE, style="dim")
+        console.print(f"Times are {result.times_are}.", style="dim")
         for name, value in _totals(result):
             console.print(f"{name:<28} {value}")
     for error in result.errors:

@@ -145,6 +145,17 @@ def test_an_ended_demo_leaves_nothing_behind(clean_env: dict[str, str], number: 
     assert_none_left(mark)
 
 
+def test_a_demo_on_devices_says_what_is_missing_where_there_are_none(command: Command) -> None:
+    if any(Path("/sys/class/infiniband").glob("*")):
+        pytest.skip("this machine has RDMA devices")
+    done = command("demo", "--device", "--json", "--pes", "2", timeout=60)
+    assert done.returncode == ExitCode.MISSING
+    result = json.loads(done.stdout)
+    assert result["times_are"] == "of this machine's EFA devices"
+    assert "kMissing" in result["errors"][0] and "hint" in result["errors"][0]
+    assert command("demo", "--device", "--gpu").returncode == ExitCode.USAGE
+
+
 def test_two_demos_at_once_do_not_meet(clean_env: dict[str, str]) -> None:
     arguments = [sys.executable, "-m", "nvshmem_efa", "demo", "--json", "--pes", "2"]
     both = [subprocess.Popen(arguments, env=clean_env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
