@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# The PCI front's tests.
-foreach(source ${test_sources})
+# Tests of the PCI front.
+file(GLOB pci_tests CONFIGURE_DEPENDS test_pci_*.cpp)
+foreach(source ${pci_tests})
   get_filename_component(name ${source} NAME_WE)
-  if(name MATCHES "^test_pci_")
-    target_link_libraries(${name} PRIVATE nvshmem_efa_pci)
-  endif()
+  target_link_libraries(${name} PRIVATE nvshmem_efa_pci)
 endforeach()
