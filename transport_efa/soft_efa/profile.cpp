@@ -49,6 +49,9 @@ Profile make_efa3() {
     profile.caps.completion_counters = true;
     profile.caps.max_counters = 512;
     profile.timing = Timing{15000, 3000, 500, 125, 25000};
+    profile.pci.device_id = 0xefa3;
+    profile.pci.admin_minor = 2;
+    profile.pci.link_gbps = 200;
     return profile;
 }
 
@@ -57,6 +60,9 @@ Profile make_efa4() {
     profile.name = "efa4";
     profile.caps.data_polling_128 = true;
     profile.timing = Timing{14600, 2200, 500, 83, 48750};
+    profile.pci.device_id = 0xefa4;
+    profile.pci.admin_minor = 3;
+    profile.pci.link_gbps = 400;
     return profile;
 }
 

@@ -16,6 +16,25 @@ struct Timing {
     uint32_t bytes_per_us = 0;    // one link; 0 means no limit
 };
 
+// What only the PCI front of a device shows (soft_efa/pci).
+struct PciShape {
+    uint16_t device_id = 0xefa2;
+    // Minor version of the admin queue's protocol 0.x. From 2 on completions carry a checksum; with 3 commands may be
+    // 128 bytes long, with a checksum of their own.
+    uint8_t admin_minor = 1;
+    uint16_t link_gbps = 100;
+    uint16_t sub_cqs_per_cq = 1;
+    uint16_t min_sq_depth = 0;
+    uint16_t max_sub_cq_depth = 32768;  // the field that asks for it has 16 bits
+    uint32_t max_cqs = 2048;
+    uint32_t max_pds = 1024;
+    uint32_t max_uars = 1024;
+    uint32_t max_eqs = 16;
+    uint32_t max_eq_depth = 2048;       // one armed CQ has at most one event under way
+    uint32_t max_mr_pages = 1u << 22;   // 16 GiB of 4-KiB pages
+    uint64_t page_sizes = 0xfffff000u;  // every power of two from 4 KiB to 2 GiB
+};
+
 struct Profile {
     const char* name = "";
     NicCaps caps;
@@ -23,6 +42,7 @@ struct Profile {
     uint32_t ahs_max = 0;
     uint32_t segments_max = 8;  // segments of one RDMA message are at least bytes / segments_max long (bounds GPU copies)
     Timing timing;
+    PciShape pci;
 };
 
 // "efa2", "efa3" or "efa4"; kConfig otherwise.
