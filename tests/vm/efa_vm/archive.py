@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks Debian's archive for packages, by apt's own programs with a configuration of our own: the system's stays as it is.
+"""Asks Debian's archive for packages, by apt's own programs with a configuration of our own.
 
-The mirror and its keys are those of the system's own sources; only the suites are ours. apt checks signatures and hashes.
+The mirror and its keys are read from the system's own sources, only the suites are ours; apt checks every signature.
 """
 
 from __future__ import annotations

@@ -57,6 +57,13 @@ class Options:
     device_logs: Path | None = None
 
 
+@dataclass(frozen=True)
+class Device:
+    guest: int
+    child: Child
+    log: Path
+
+
 @dataclass
 class Guest:
     machine: Machine
@@ -75,7 +82,7 @@ class Session:
         self._images = images
         self._options = options
         self._log = log
-        self._devices: list[tuple[Child, Path]] = []
+        self._devices: list[Device] = []
         self._guests: list[Guest] = []
 
     def run(self) -> int:
@@ -107,7 +114,7 @@ class Session:
                 ]
                 with log.open("wb") as out:
                     child = Child(f"device {index} of guest {guest}", command, stdout=out, stderr=out)
-                self._devices.append((child, log))
+                self._devices.append(Device(guest, child, log))
         limit = min(deadline, time.monotonic() + SOCKET_TIMEOUT_S)
         for guest in range(options.guests):
             for index in range(options.devices):
@@ -128,16 +135,18 @@ class Session:
             time.sleep(0.02)
 
     def _check_devices(self) -> None:
-        """Raises when a device process has ended although a guest may still need it."""
-        for child, log in self._devices:
-            if child.has_ended():
+        """Raises when a device process has ended although its guest still needs it."""
+        for device in self._devices:
+            child = device.child
+            needed = device.guest >= len(self._guests) or not self._guests[device.guest].child.has_ended()
+            if needed and child.has_ended():
                 raise VmError(
                     f"{child.name}: {child.program} ended early with exit code "
-                    f"{child.process.returncode}; its last lines:\n{_tail_of(log)}"
+                    f"{child.process.returncode}; its last lines:\n{_tail_of(device.log)}"
                 )
 
     def _device_tails(self) -> str:
-        return "\n".join(f"{child.name} said:\n{_tail_of(log)}" for child, log in self._devices)
+        return "\n".join(f"{device.child.name} said:\n{_tail_of(device.log)}" for device in self._devices)
 
     # --- guests
 
@@ -244,7 +253,8 @@ class Session:
     def _end_all(self) -> None:
         for guest in self._guests:
             guest.child.end()
-        for child, log in self._devices:
+        for device in self._devices:
+            child, log = device.child, device.log
             was_running = not child.has_ended()
             code = child.end()
             if was_running and code not in (0, -signal.SIGTERM):

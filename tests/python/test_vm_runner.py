@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tests/vm/run without a network, QEMU or a guest: what it says, when it ends, what it leaves."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+VM_DIR = Path(__file__).resolve().parent.parent / "vm"
+sys.path.insert(0, str(VM_DIR))
+
+from efa_vm.cpio import CpioWriter  # noqa: E402
+from efa_vm.errors import EXIT_MISSING, EXIT_TIMEOUT, EXIT_USAGE, VmError  # noqa: E402
+from efa_vm.job import Job, read_results  # noqa: E402
+from efa_vm.modules import collect  # noqa: E402
+from efa_vm.pins import read_groups  # noqa: E402
+from efa_vm.processes import RunFolder  # noqa: E402
+from efa_vm.session import Images, Options, Session  # noqa: E402
+
+# Plays QEMU: stands where the unpacked loader would, and finds the files that it has to write in its arguments.
+FAKE_QEMU = """#!/bin/sh
+for word in "$@"; do
+    case "$word" in *id=verdict,path=*) verdict=${word##*path=} ;; esac
+done
+"""
+
+
+def fake_images(folder: Path, script: str) -> Images:
+    loader = folder / "root/usr/lib64/ld-linux-x86-64.so.2"
+    loader.parent.mkdir(parents=True)
+    loader.write_text(FAKE_QEMU + script)
+    loader.chmod(0o755)
+    return Images(folder / "root", folder / "vmlinuz", folder / "initramfs")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs put their folders; short, for the sockets' sake."""
+    with tempfile.TemporaryDirectory(prefix="vmtest") as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        yield Path(short)
+
+
+def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(VM_DIR / "run"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "no command"),
+        (["--devices", "9", "--", "true"], "--devices 9: from 0 to 8"),
+        (["--guests", "0", "--", "true"], "--guests 0: from 1 to 8"),
+        (["--mem", "16", "--", "true"], "--mem is at least 512"),
+        (["--timeout", "0", "--", "true"], "--timeout more than 0"),
+        (["--env", "A", "--", "true"], "--env A: expected NAME=VALUE"),
+        (["--files", "/no/such/file", "--", "true"], "--files /no/such/file: not there"),
+        (["--shell"], "--shell takes no command, one guest and a terminal"),
+        (["--profile", "efa9", "--", "true"], "invalid choice"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: list[str], told: str) -> None:
+    done = run_cli(*arguments)
+    assert done.returncode == EXIT_USAGE, done.stderr
+    assert told in done.stderr
+
+
+def test_a_missing_device_program_is_named() -> None:
+    done = run_cli("--devices", "1", "--device-program", "/no/such/program", "--", "true")
+    assert done.returncode == EXIT_MISSING
+    assert "/no/such/program: not a program" in done.stderr and "build it" in done.stderr
+
+
+def test_offline_with_an_empty_cache_says_what_is_missing(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("apt-get", "apt-cache"):
+        (tools / name).write_text("#!/bin/sh\necho 'E: Could not resolve the mirror' >&2\nexit 100\n")
+        (tools / name).chmod(0o755)
+    cache = tmp_path / "cache"
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "NVSHMEM_EFA_VM_CACHE": str(cache)}
+    done = run_cli("--", "true", env=env)
+    assert done.returncode == EXIT_MISSING, done.stderr
+    pin = read_groups()["kernel"].packages[0]
+    assert f"missing from the cache {cache}: [kernel] ({pin.name}={pin.version})" in done.stderr
+    assert "hint: " in done.stderr
+    assert not list(cache.glob("roots/*")) and not list(cache.glob("roots/.making-*"))
+
+
+def test_the_pinned_packages_are_well_formed() -> None:
+    groups = read_groups()
+    assert {"qemu", "kernel", "driver-build", "driver-source", "guest-65", "guest-56"} <= set(groups)
+    kernels = {groups[name].packages[0].version for name in ("kernel", "driver-build", "driver-source")}
+    assert len(kernels) == 1, f"image, headers and source of one kernel: {kernels}"
+    for version in ("65", "56"):
+        pins = {pin.name: pin for pin in groups[f"guest-{version}"].packages}
+        source = groups[f"rdma-core-source-{version}"].source
+        assert source is not None and pins["python3-pyverbs"].version == source.version
+        assert pins["ibverbs-providers"].accepts == f"{version}."
+    assert not groups["kernel"].wants("systemd") and groups["guest-65"].wants("perftest")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[a]\nsuites = x\npackages =\n  p 1.0\n", "expected NAME VERSION ACCEPTS"),
+        ("[a]\nsuites = x\npackages =\n  p 1.0 2.\n", "does not begin with 2."),
+        ("[a]\nsuites = x\n", "needs suites, and either packages or a source"),
+        ("[a]\nsuites = x\npakcages =\n  p 1.0 1.\n", "unknown key pakcages"),
+        ("nonsense", "cannot be read"),
+    ],
+)
+def test_a_bad_list_of_packages_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "packages").write_text(text)
+    with pytest.raises(VmError, match=told) as error:
+        read_groups(tmp_path / "packages")
+    assert error.value.exit_code == EXIT_USAGE
+
+
+def test_the_exit_code_is_the_commands(
+    tmp_path: Path, scratch: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    script = 'printf "a line\\r\\nthe last"; echo "exit 7" > "$verdict"\n'
+    log = io.BytesIO()
+    assert Session(fake_images(tmp_path, script), Options(Job("true")), log).run() == 7
+    assert log.getvalue() == b"a line\nthe last\n"
+    assert not list(scratch.iterdir())
+
+
+def test_a_guest_without_a_verdict_is_a_failure_with_its_last_lines(tmp_path: Path, scratch: Path) -> None:
+    images = fake_images(tmp_path, "echo '[    1.000000] Kernel panic - not syncing'; exit 3\n")
+    with pytest.raises(VmError, match=r"(?s)without a verdict \(QEMU's exit code 3\).*Kernel panic"):
+        Session(images, Options(Job("true"))).run()
+    assert not list(scratch.iterdir())
+
+
+def test_a_kernel_warning_fails_a_run_that_went_well(tmp_path: Path, scratch: Path) -> None:
+    line = "[    1.000000] WARNING: CPU: 0 PID: 1 at efa_verbs.c:1"
+    images = fake_images(tmp_path, f"echo '{line}'; echo 'exit 0' > \"$verdict\"\n")
+    assert Session(images, Options(Job("true"))).run() == 1
+
+
+def test_a_run_over_its_deadline_is_killed_with_all_that_it_started(tmp_path: Path, scratch: Path) -> None:
+    pids = tmp_path / "pids"
+    images = fake_images(tmp_path, f"trap '' TERM\nsleep 600 &\necho $$ $! > {pids}\necho started\nwait; wait\n")
+    began = time.monotonic()
+    with pytest.raises(VmError, match=r"(?s)no end within 1 s.*started") as error:
+        Session(images, Options(Job("true"), timeout_s=1)).run()
+    assert error.value.exit_code == EXIT_TIMEOUT
+    assert time.monotonic() - began < 15
+    for pid in pids.read_text().split():
+        assert not is_running(int(pid)), f"process {pid} was left"
+    assert not list(scratch.iterdir())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_device_that_ends_early_ends_the_run_with_its_log(tmp_path: Path, scratch: Path) -> None:
+    program = tmp_path / "device"
+    program.write_text("#!/bin/sh\necho 'no fabric here'\nexit 9\n")
+    program.chmod(0o755)
+    options = Options(Job("true"), devices=1, device_program=program)
+    with pytest.raises(VmError, match=r"(?s)device 0 of guest 0: device ended early with exit code 9.*no fabric here"):
+        Session(fake_images(tmp_path, "sleep 60\n"), options).run()
+    assert not list(scratch.iterdir())
+
+
+DEVICE = """#!{python}
+import socket, sys, signal, time
+path = sys.argv[sys.argv.index("--socket") + 1]
+open({words!r}, "a").write(" ".join(sys.argv[1:]) + "\\n")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+time.sleep(60)
+"""
+
+
+def test_devices_get_a_socket_a_seed_and_one_fabric(tmp_path: Path, scratch: Path) -> None:
+    program, words = tmp_path / "device", tmp_path / "words"
+    program.write_text(DEVICE.format(python=sys.executable, words=str(words)))
+    program.chmod(0o755)
+    options = Options(Job("true"), guests=2, devices=2, device_program=program, profile="efa4", seed=5)
+    arguments = tmp_path / "arguments"
+    script = f'echo "$@" >> {arguments}; echo "exit 0" > "$verdict"\n'
+    assert Session(fake_images(tmp_path, script), options).run() == 0
+    told = [line.split() for line in words.read_text().splitlines()]
+    assert sorted(line[line.index("--seed") + 1] for line in told) == ["5", "6", "7", "8"]
+    assert len({line[line.index("--fabric") + 1] for line in told}) == 1
+    assert all(line[line.index("--profile") + 1] == "efa4" for line in told)
+    for line in told:
+        socket = line[line.index("--socket") + 1]
+        assert arguments.read_text().count(f'"{socket}"') == 1, "each socket is one guest's"
+    assert not list(scratch.iterdir())
+
+
+def start_runner(tmp_path: Path, scratch: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A run in a process of its own, and the pid of its fake QEMU."""
+    pid = tmp_path / "pid"
+    images = fake_images(tmp_path, f"echo $$ > '{pid}'\nexec sleep 600\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(VM_DIR)!r})\n"
+        "from pathlib import Path\nfrom efa_vm.session import *\nfrom efa_vm.job import Job\n"
+        f"images = Images(Path({str(images.qemu)!r}), Path('k'), Path('i'))\n"
+        "try:\n    Session(images, Options(Job('true'))).run()\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(scratch)})
+    deadline = time.monotonic() + 20
+    while not (pid.exists() and pid.read_text()):
+        assert time.monotonic() < deadline and runner.poll() is None, "the guest never started"
+        time.sleep(0.02)
+    return runner, int(pid.read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing(tmp_path: Path, scratch: Path, number: int) -> None:
+    runner, qemu = start_runner(tmp_path, scratch)
+    (folder,) = scratch.glob("nvshmem-efa-vm-*")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    runner.send_signal(number)
+    assert runner.wait(20) == 130
+    assert not is_running(qemu)
+    assert not list(scratch.iterdir())
+
+
+def test_a_runner_killed_outright_leaves_no_process_and_the_next_removes_its_folder(
+    tmp_path: Path, scratch: Path
+) -> None:
+    runner, qemu = start_runner(tmp_path, scratch)
+    runner.kill()
+    runner.wait(20)
+    deadline = time.monotonic() + 10
+    while is_running(qemu):
+        assert time.monotonic() < deadline, "QEMU outlived its runner"
+        time.sleep(0.02)
+    (folder,) = scratch.glob("nvshmem-efa-vm-*")
+    with RunFolder():
+        assert folder.exists(), "a folder this young may be another run's that has no lock yet"
+    os.utime(folder, (0, 0))
+    with RunFolder():
+        assert not folder.exists()
+    assert not list(scratch.iterdir())
+
+
+def test_results_stay_below_their_folder(tmp_path: Path) -> None:
+    archive = tmp_path / "results.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("good/file", "../escaped", "/absolute"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 2
+            tar.addfile(entry, io.BytesIO(b"ok"))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    into = tmp_path / "into"
+    assert read_results(archive, into) == 1
+    assert [path.name for path in into.rglob("*") if path.is_file()] == ["file"]
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_modules_come_in_the_order_that_they_load_in(tmp_path: Path) -> None:
+    base = tmp_path / "usr/lib/modules/1.0"
+    base.mkdir(parents=True)
+    (base / "modules.builtin").write_text("kernel/virtio.ko\n")
+    depends = {"ib_core": "", "ib_uverbs_support": "ib_core", "ib_uverbs": "ib_core,ib_uverbs_support"}
+    depends |= {"ib_umad": "ib_core", "rdma_ucm": "ib_core", "virtio_net": "virtio", "virtio_blk": ""}
+    for name, needs in depends.items():
+        (base / f"{name.replace('_', '-')}.ko").write_bytes(b"\0depends=" + needs.encode() + b"\0")
+    (tmp_path / "efa.ko").write_bytes(b"\0depends=ib_core\0")
+    files = collect(tmp_path, "1.0", tmp_path / "efa.ko")
+    lines = dict(line.split(":") for line in files["modules.dep"].decode().splitlines())
+    # modprobe begins at a line's end: what the others stand on is last.
+    assert lines["ib_uverbs.ko"].split() == ["ib_uverbs_support.ko", "ib_core.ko"]
+    assert lines["virtio_net.ko"].split() == []
+    (base / "rdma-ucm.ko").unlink()
+    with pytest.raises(VmError, match="kernel module rdma_ucm is not in"):
+        collect(tmp_path, "1.0", tmp_path / "efa.ko")
+
+
+@pytest.mark.skipif(not Path("/usr/bin/cpio").exists(), reason="needs the program cpio")
+def test_cpio_reads_what_we_write(tmp_path: Path) -> None:
+    with (tmp_path / "archive").open("wb") as out:
+        archive = CpioWriter(out)
+        archive.file("a/b/file", b"hello", 0o755)
+        archive.link("a/link", "b/file")
+        archive.close()
+    (tmp_path / "out").mkdir()
+    command = ["cpio", "-i", "--quiet", "-F", str(tmp_path / "archive")]
+    subprocess.run(command, cwd=tmp_path / "out", check=True, timeout=20)
+    assert (tmp_path / "out/a/link").read_bytes() == b"hello"
+    assert os.access(tmp_path / "out/a/b/file", os.X_OK)
