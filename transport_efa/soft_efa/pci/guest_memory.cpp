@@ -237,7 +237,7 @@ Status GuestMemory::map_pages(const std::vector<uint64_t>& pages, uint32_t page_
     }
     const uint64_t page_bytes = uint64_t{1} << page_shift;
     const size_t bytes = pages.size() << page_shift;
-    uint8_t* base;
+    uint8_t* base = nullptr;
     EFA_TRY(reserve_addresses(bytes, &base));
     size_t pieces = 0;
     Status status;
@@ -261,7 +261,7 @@ Status GuestMemory::map_contiguous(uint64_t guest_addr, size_t bytes, MappedPage
         return Status::error(Code::kInvalidArgument, nullptr, "cannot map 0x%zx bytes of guest memory at 0x%" PRIx64, bytes, guest_addr);
     }
     const uint64_t mapped_bytes = (guest_addr - start + bytes + kPage - 1) / kPage * kPage;
-    uint8_t* base;
+    uint8_t* base = nullptr;
     EFA_TRY(reserve_addresses(mapped_bytes, &base));
     size_t pieces = 0;
     Status status = map_run(start, mapped_bytes, base, &pieces);
