@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .errors import EXIT_MISSING, EXIT_USAGE, VmError, say
 from .job import Job, quoted
 from .pins import read_groups
 from .session import Images, Options, Session
+from .sets import DEVICES as SET_DEVICES
+from .sets import SETS, Step, outcomes, script, steps_of, table
 
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE_PROGRAM = "nvshmem-efa-pci"
@@ -39,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = made.add_argument
-    add("--devices", type=int, default=0, metavar="N", help="EFA devices of each guest (default 0)")
+    add("--set", choices=sorted(SETS), help="a named set of other projects' tests in place of a command, on 2 devices")
+    add("--report", type=Path, metavar="FILE", help="with --set: where its table goes, in Markdown")
+    add("--devices", type=int, default=None, metavar="N", help="EFA devices of each guest (default 0)")
     add("--profile", choices=PROFILES, default="efa3", help="the device generation (default efa3)")
     add("--guests", type=int, default=1, metavar="N", help="guests at once, on one fabric and one network (guest0...)")
     add("--rdma-core", choices=RDMA_CORES, default="65", help="the guest's rdma-core (default 65)")
@@ -62,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.devices is None:
+        options.devices = SET_DEVICES if options.set else 0
+    if options.set and (options.command or options.shell or options.guests > 1 or options.devices < SET_DEVICES):
+        raise VmError(f"--set takes no command, one guest and at least {SET_DEVICES} devices", "", EXIT_USAGE)
+    if options.report and not options.set:
+        raise VmError("--report goes with --set", "", EXIT_USAGE)
     for name, least, most in (("devices", 0, DEVICES_MAX), ("guests", 1, GUESTS_MAX), ("cpus", 1, 16)):
         if not least <= getattr(options, name) <= most:
             raise VmError(f"--{name} {getattr(options, name)}: from {least} to {most}", "", EXIT_USAGE)
@@ -69,7 +80,7 @@ def _check(options: argparse.Namespace) -> None:
         raise VmError("--mem is at least 512 MB, --timeout more than 0", "", EXIT_USAGE)
     if options.shell and (options.command or options.guests > 1 or not sys.stdin.isatty()):
         raise VmError("--shell takes no command, one guest and a terminal", "", EXIT_USAGE)
-    if not (options.command or options.shell or options.prepare):
+    if not (options.command or options.shell or options.prepare or options.set):
         raise VmError("no command", "tests/vm/run [options] -- COMMAND [ARGUMENT...]", EXIT_USAGE)
     for pair in options.env:
         if not pair.partition("=")[0].isidentifier() or "=" not in pair:
@@ -118,14 +129,33 @@ def _run(options: argparse.Namespace) -> int:
             images(cache, version)
             cache.root(f"rdma-core-source-{version}")
         return 0
+    steps = steps_of(options.set, options.rdma_core) if options.set else ()
     job = Job(
-        command=f"exec {quoted(options.command)}" if options.command else "",
-        files=tuple(options.files),
+        command=script(steps) if steps else f"exec {quoted(options.command)}",
+        files=(*((path.name, path) for path in options.files), *(_set_files(cache, options) if steps else ())),
         environment=dict(pair.split("=", 1) for pair in options.env),
         has_driver=not options.no_driver,
         is_shell=options.shell,
     )
-    settings = Options(
+    images_made = images(cache, options.rdma_core)
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if steps and options.results is None:
+            options.results = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nvshmem-efa-set-")))
+        log = stack.enter_context(options.log.open("wb")) if options.log else None
+        code = Session(images_made, _session_options(options, job, device_program), log).run()
+        say(f"exit code {code} after {time.monotonic() - started:.1f} s")
+        if steps:
+            _report(options, steps)
+    return code
+
+
+def _set_files(cache: Cache, options: argparse.Namespace) -> list[tuple[str, Path]]:
+    return [("rdma-core-tests", cache.root(f"rdma-core-source-{options.rdma_core}"))]
+
+
+def _session_options(options: argparse.Namespace, job: Job, device_program: Path | None) -> Options:
+    return Options(
         job=job,
         guests=options.guests,
         devices=options.devices,
@@ -139,12 +169,15 @@ def _run(options: argparse.Namespace) -> int:
         results=options.results,
         device_logs=options.device_logs,
     )
-    images_made = images(cache, options.rdma_core)
-    started = time.monotonic()
-    with options.log.open("wb") if options.log else contextlib.nullcontext() as log:
-        code = Session(images_made, settings, log).run()
-    say(f"exit code {code} after {time.monotonic() - started:.1f} s")
-    return code
+
+
+def _report(options: argparse.Namespace, steps: tuple[Step, ...]) -> None:
+    found = outcomes(steps, options.results)
+    title = f"Set `{options.set}`, profile `{options.profile}`, rdma-core {options.rdma_core}:"
+    text = table(found, title)
+    print(text)
+    if options.report is not None:
+        options.report.write_text(text)
 
 
 def main(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from .errors import EXIT_USAGE, VmError
 @dataclass(frozen=True)
 class Job:
     command: str  # for the guest's sh
-    files: tuple[Path, ...] = ()
+    files: tuple[tuple[str, Path], ...] = ()  # the name in the guest, the place here
     environment: dict[str, str] = field(default_factory=dict)
     has_driver: bool = True
     is_shell: bool = False
@@ -47,7 +47,7 @@ def write_job(path: Path, job: Job, guest: int, guests: int) -> None:
         "NVSHMEM_EFA_VM_DRIVER": "1" if job.has_driver else "0",
         "NVSHMEM_EFA_VM_SHELL": "1" if job.is_shell else "0",
     }
-    names = [source.name for source in job.files]
+    names = [name for name, _ in job.files]
     if len(set(names)) != len(names):
         raise VmError(f"two of the files have one name: {' '.join(sorted(names))}", "rename one", EXIT_USAGE)
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, dereference=False) as archive:
@@ -58,10 +58,10 @@ def write_job(path: Path, job: Job, guest: int, guests: int) -> None:
             archive, "environment", "".join(f"export {key}={shlex.quote(value)}\n" for key, value in variables.items())
         )
         _add_text(archive, "command", job.command + "\n")
-        for source in job.files:
+        for name, source in job.files:
             if not source.exists():
                 raise VmError(f"{source} is not there", "--files names files and folders of this machine", EXIT_USAGE)
-            archive.add(source.resolve(), f"files/{source.name}", filter=_as_root)
+            archive.add(source.resolve(), f"files/{name}", filter=_as_root)
 
 
 def read_results(path: Path, into: Path) -> int:

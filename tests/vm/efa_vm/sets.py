@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The named sets of tests of other projects (tests/vm/run --set NAME), and the table of what they said."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+UNITTEST = r"^(Ran \d+ tests?|OK.*|FAILED.*)"
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    command: str  # for the guest's sh
+    timeout_s: int = 60
+    summary: str = ""  # lines of its log that go into the table
+    explained: str = ""  # why it may fail: reported, but no failure of the set
+    since_rdma_core: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    step: Step
+    code: int
+    seconds: float
+    told: str
+
+    @property
+    def word(self) -> str:
+        if self.code == 0:
+            return "passed"
+        reason = "over its time" if self.code in (124, 143) else f"exit code {self.code}"
+        return f"explained ({reason})" if self.step.explained else f"FAILED ({reason})"
+
+
+def _perftest(name: str, *options: str) -> Step:
+    # Through two devices: server and client have an address handle of each other, as two machines have.
+    words = f"{name} --connection=SRD -x 0 -F {' '.join(options)}"
+    return Step(
+        name.replace("_", "-") + ("-" + options[0].lstrip("-") if options and options[0] == "-e" else ""),
+        f"pair '{words} -d efa_1' '{words} -d efa_0 127.0.0.1'",
+    )
+
+
+def _rdma_core(name: str, *modules: str, timeout_s: int = 120, explained: str = "") -> Step:
+    tests = " ".join(f"tests.{module}" for module in modules)
+    return Step(
+        name,
+        f"cd rdma-core-tests && python3 -W ignore tests/run_tests.py --dev efa_0 -v {tests}",
+        timeout_s,
+        UNITTEST,
+        explained,
+    )
+
+
+def _pingpong(kind: str, *options: str) -> Step:
+    words = f"fi_pingpong -p efa -e {kind} {' '.join(options)}".strip()
+    return Step(f"fi-pingpong-{kind}", f"pair '{words}' '{words} 127.0.0.1'", 90)
+
+
+SMOKE = (
+    Step(
+        "devices",
+        "ibv_devices && ibv_devinfo -d efa_0 -v | grep -E 'state|fw_ver|max_qp:|max_mr_size|GID' && rdma link",
+    ),
+    Step("libefa", "fi_info -p efa -t FI_EP_RDM | grep -m 3 -E 'provider|domain|protocol'"),
+)
+RDMA_CORE = (
+    _rdma_core("rdma-core-efadv", "test_efadv"),
+    _rdma_core("rdma-core-efa-srd", "test_efa_srd"),
+    _rdma_core("rdma-core-device", "test_device"),
+    _rdma_core("rdma-core-objects", "test_pd", "test_mr", "test_cq", "test_qp", "test_addr"),
+    _rdma_core("rdma-core-events", "test_cq_events", "test_cqex", "test_parent_domain", "test_shared_pd"),
+)
+PERFTEST = (
+    _perftest("ib_write_bw", "-n 200", "-s 65536"),
+    _perftest("ib_write_lat", "-n 200"),
+    _perftest("ib_read_bw", "-n 200", "-s 65536"),
+    _perftest("ib_read_lat", "-n 200"),
+    _perftest("ib_send_bw", "-n 200", "-s 4096"),
+    _perftest("ib_send_lat", "-n 200"),
+)
+LIBFABRIC = (
+    Step("fi-info", "fi_info -p efa", summary=r"^provider.*"),
+    Step(
+        "fi-pingpong-rdm", "pair 'fi_pingpong -p efa -e rdm' 'fi_pingpong -p efa -e rdm 127.0.0.1'", 90, r"^\d+[km]? .*"
+    ),
+    Step(
+        "fi-pingpong-dgram",
+        "pair 'fi_pingpong -p efa -e dgram -S 1024' 'fi_pingpong -p efa -e dgram -S 1024 127.0.0.1'",
+        90,
+        r"^\d+[km]? .*",
+    ),
+)
+SETS: dict[str, tuple[Step, ...]] = {
+    "smoke": SMOKE,
+    "rdma-core": RDMA_CORE,
+    "perftest": PERFTEST,
+    "libfabric": LIBFABRIC,
+    "standard": (*SMOKE, *RDMA_CORE, *PERFTEST, *LIBFABRIC),
+}
+BEFORE = Step("counts-before", "rdma-counts before")
+AFTER = (
+    Step("counts-after", "rdma-counts after"),
+    Step("driver-reload", "rmmod efa && modprobe efa && sleep 0.2 && ibv_devices | grep efa_0"),
+)
+DEVICES = 2
+
+
+def steps_of(name: str, rdma_core: str) -> tuple[Step, ...]:
+    """With the kernel's own counts of objects around them, and the driver unloaded and loaded at the end."""
+    chosen = [step for step in SETS[name] if step.since_rdma_core <= int(rdma_core)]
+    return (BEFORE, *chosen, *AFTER)
+
+
+def script(steps: tuple[Step, ...]) -> str:
+    """For the guest: every step whatever the others did; fails when one did that has no explanation."""
+    lines = ["failed=0"]
+    for step in steps:
+        words = " ".join(shlex.quote(word) for word in (step.name, str(step.timeout_s), step.command))
+        lines.append(f"step {words}" + (" || true" if step.explained else " || failed=1"))
+    return "\n".join([*lines, "exit $failed"])
+
+
+def outcomes(steps: tuple[Step, ...], results: Path) -> list[Outcome]:
+    """What the guest wrote of each step; a step without a line did not run."""
+    told = results / "steps"
+    rows = [line.split() for line in told.read_text().splitlines()] if told.exists() else []
+    ended = {name: (int(code), float(seconds)) for name, code, seconds in rows}
+    found = []
+    for step in steps:
+        code, seconds = ended.get(step.name, (-1, 0.0))
+        log = results / f"{step.name}.log"
+        text = log.read_text(errors="replace") if step.summary and log.exists() else ""
+        lines = [match.group(0).strip() for match in re.finditer(step.summary, text, re.M)] if step.summary else []
+        found.append(Outcome(step, code, seconds, "; ".join(lines[-2:])))
+    return found
+
+
+def table(found: list[Outcome], title: str) -> str:
+    """Markdown. Times are of an emulated machine and an emulated device; a speed is never shown."""
+    lines = [title, "", "| step | result | s | last words |", "|---|---|---|---|"]
+    for outcome in found:
+        told = outcome.told.replace("|", "/")
+        told = f"{told} {outcome.step.explained}".strip() if outcome.code else told
+        lines.append(f"| {outcome.step.name} | {outcome.word} | {outcome.seconds:.1f} | {told} |")
+    return "\n".join(lines) + "\n"
