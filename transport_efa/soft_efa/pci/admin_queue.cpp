@@ -93,14 +93,8 @@ Status AdminQueue::complete(const QueueRegisters& completions, uint16_t id, Admi
     entry.checksum = admin_checksum(&entry, sizeof entry);
     const uint64_t at =
         completions.addr + static_cast<uint64_t>(completed_ & (completions.depth - 1)) * completions.entry_bytes;
-    const auto* bytes = reinterpret_cast<const uint8_t*>(&entry);
-    constexpr size_t kFlagsAt = offsetof(AdminCompletion, flags), kAfterFlags = kFlagsAt + 1;
-    bool is_written = memory_->write(at, bytes, kFlagsAt) &&
-                      memory_->write(at + kAfterFlags, bytes + kAfterFlags, sizeof entry - kAfterFlags);
-    // Release pairs with the driver's read of the phase bit, after which it reads the rest.
-    __atomic_thread_fence(__ATOMIC_RELEASE);
-    is_written = is_written && memory_->write(at + kFlagsAt, bytes + kFlagsAt, 1);
-    if (!is_written)
+    // The first word, with the phase bit, is stored last.
+    if (!memory_->write(at, &entry, sizeof entry))
         return Status::error(Code::kProtocol, "the ring must lie in the guest's RAM",
                              "admin completion %u lies at 0x%llx, which is not RAM", completed_,
                              static_cast<unsigned long long>(at));

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "soft_efa/pci/registers.h"
 
-#include <cstddef>
-
 #include "log.h"
 
 namespace nvshmem_efa::soft::pci {
@@ -94,13 +92,8 @@ void Registers::answer_read(uint32_t request) {
     answer.offset = static_cast<uint16_t>(request >> 16);
     if (!read(answer.offset, &answer.value)) answer.offset = kReadAnswerNone;
     const uint64_t at = join(answer_);
-    constexpr size_t kAfterRequest = offsetof(ReadAnswer, offset);
-    const auto* bytes = reinterpret_cast<const uint8_t*>(&answer);
-    bool is_written = memory_->write(at + kAfterRequest, bytes + kAfterRequest, sizeof answer - kAfterRequest);
-    // Release pairs with the driver's poll of the request's number: what it reads then is this answer.
-    __atomic_thread_fence(__ATOMIC_RELEASE);
-    is_written = is_written && memory_->write(at, bytes, kAfterRequest);
-    if (!is_written)
+    // The first word, with the request's number, is stored last.
+    if (!memory_->write(at, &answer, sizeof answer))
         EFA_LOG(kDebug, "pci", "no answer to a read of register 0x%x: guest address 0x%llx is not RAM", request >> 16,
                 static_cast<unsigned long long>(at));
 }
