@@ -233,6 +233,7 @@ TEST(page_lists_that_cannot_be_are_refused_and_leave_nothing) {
     fails({-kPage, 0}, 12, "wraps");
     fails({-2 * kPage, -kPage}, 12, "wraps");
     fails({kBase, uint64_t{1} << 63}, 30, "not aligned");
+    fails(std::vector<uint64_t>(1000, uint64_t{1} << 40), 30, "not RAM");
     CHECK(mapped.data() == nullptr);
     CHECK_EQ(ram_mappings(), mappings);
     CHECK_EQ(address_space_pages(), pages);

@@ -137,7 +137,7 @@ TEST(a_command_without_reply_gets_none) {
     Connected rig;
     const std::vector<uint8_t> body = bytes_of(VfioUserRegionAccess{0, 4, 4}) + bytes_of(uint32_t{7});
     rig.client.send(VfioUserCommand::kRegionWrite, body, {}, kVfioUserNoReply);
-    rig.client.send(VfioUserCommand::kRegionWrite, bytes_of(uint32_t{1}), {}, kVfioUserNoReply);  // and no error reply either
+    rig.client.send(VfioUserCommand::kRegionWrite, bytes_of(uint32_t{1}), {}, kVfioUserNoReply);  // nor an error reply
     CHECK_OK(rig.server->service());
     CHECK(!rig.client.has_reply());
     CHECK_EQ(rig.function.writes.size(), 1u);

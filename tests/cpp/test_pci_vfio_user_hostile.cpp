@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vfio-user server with clients that break the rules: an error reply or cut off, never more, and nothing left of them.
+// The vfio-user server with clients that break the rules: an error reply or cut off, never more, and nothing is left.
 #include <random>
 
 #include "vfio_user_rig.h"
@@ -301,7 +301,7 @@ TEST(one_service_does_not_go_on_for_ever) {
 
 namespace {
 
-// Commands as a client might send them, with words replaced at random: most are understood, and then wrong in one place.
+// Commands as a client might send them, with words replaced at random: most are understood, and wrong in one place.
 class RandomMessages {
    public:
     uint64_t below(uint64_t limit) { return random_() % limit; }
@@ -362,7 +362,7 @@ TEST(random_messages_do_no_harm) {
         rig.handshake(client);
         for (int i = 0; i < 200; ++i) {
             const std::vector<uint8_t> bytes = random.next();
-            if (!client.send_raw(bytes.data(), bytes.size(), random.descriptors(ram.get(), event.get()))) continue;  // of no bytes
+            if (!client.send_raw(bytes.data(), bytes.size(), random.descriptors(ram.get(), event.get()))) continue;
             const Status status = rig.server->service();
             rig.server->raise(static_cast<uint32_t>(random.below(20)));
             CHECK(status.ok() || status.code() == Code::kProtocol);

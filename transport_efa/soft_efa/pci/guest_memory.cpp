@@ -60,16 +60,6 @@ Status check_file(int fd, uint64_t offset, uint64_t bytes) {
     return Status();
 }
 
-Status reserve_addresses(uint64_t bytes, uint8_t** base) {
-    void* reserved = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (reserved == MAP_FAILED) {
-        return Status::error(Code::kResource, "register less memory", "cannot reserve 0x%" PRIx64 " bytes of addresses for guest memory: %s", bytes,
-                             std::strerror(errno));
-    }
-    *base = static_cast<uint8_t*>(reserved);
-    return Status();
-}
-
 }  // namespace
 
 MappedPages::MappedPages(MappedPages&& other) noexcept
@@ -203,32 +193,63 @@ bool GuestMemory::write(uint64_t guest_addr, const void* from, size_t bytes) con
     return true;
 }
 
-// Guest addresses in a row, perhaps over several ranges, over what is reserved at `to`.
-Status GuestMemory::map_run(uint64_t guest_addr, uint64_t bytes, uint8_t* to, size_t* pieces) const {
-    while (bytes > 0) {
-        const size_t at = position_of(guest_addr);
+Status GuestMemory::check_run(Run run) const {
+    while (run.bytes > 0) {
+        const size_t at = position_of(run.guest_addr);
         if (at == ranges_.size() || !ranges_[at]->host || !ranges_[at]->is_writable) {
-            return Status::error(Code::kInvalidArgument, nullptr, "guest address 0x%" PRIx64 " is not RAM that may be written", guest_addr);
+            return Status::error(Code::kInvalidArgument, nullptr, "guest address 0x%" PRIx64 " is not RAM that may be written", run.guest_addr);
         }
-        const Range& range = *ranges_[at];
-        const uint64_t in_range = guest_addr - range.guest_addr;
-        const uint64_t part = std::min(bytes, range.bytes - in_range);
+        const uint64_t part = std::min(run.bytes, ranges_[at]->last() - run.guest_addr + 1);
+        run.guest_addr += part;
+        run.bytes -= part;
+    }
+    return Status();
+}
+
+// A checked run, over addresses that are reserved at `to`.
+Status GuestMemory::map_run(Run run, uint8_t* to, size_t* pieces) const {
+    while (run.bytes > 0) {
+        const Range& range = *ranges_[position_of(run.guest_addr)];
+        const uint64_t in_range = run.guest_addr - range.guest_addr;
+        const uint64_t part = std::min(run.bytes, range.bytes - in_range);
         if (pieces_in_use().fetch_add(1, std::memory_order_relaxed) >= kPiecesMax) {
             pieces_in_use().fetch_sub(1, std::memory_order_relaxed);
             return Status::error(Code::kResource, "register fewer or less scattered pages",
                                  "the guest has more than %zu pieces of memory mapped", kPiecesMax);
         }
         ++*pieces;
-        if (mmap(to, part, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, range.fd.get(), static_cast<off_t>(range.file_offset + in_range)) ==
-            MAP_FAILED) {
-            return Status::error(Code::kResource, "register less memory, or raise vm.max_map_count", "cannot map guest memory at 0x%" PRIx64 ": %s",
-                                 guest_addr, std::strerror(errno));
+        const off_t offset = static_cast<off_t>(range.file_offset + in_range);
+        if (mmap(to, part, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, range.fd.get(), offset) == MAP_FAILED) {
+            return Status::error(Code::kResource, "register less memory, or raise vm.max_map_count",
+                                 "cannot map guest memory at 0x%" PRIx64 ": %s", run.guest_addr, std::strerror(errno));
         }
-        guest_addr += part;
-        bytes -= part;
+        run.guest_addr += part;
+        run.bytes -= part;
         to += part;
     }
     return Status();
+}
+
+// Nothing is reserved before all is known to be RAM: a length out of a descriptor may be any number.
+Status GuestMemory::map_runs(const std::vector<Run>& runs, uint64_t bytes, MappedPages* mapped) const {
+    for (const Run& run : runs) EFA_TRY(check_run(run));
+    void* reserved = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (reserved == MAP_FAILED) {
+        return Status::error(Code::kResource, "register less memory", "cannot reserve 0x%" PRIx64 " bytes of addresses for guest memory: %s", bytes,
+                             std::strerror(errno));
+    }
+    uint8_t* const base = static_cast<uint8_t*>(reserved);
+    uint8_t* to = base;
+    size_t pieces = 0;
+    Status status;
+    for (const Run& run : runs) {
+        status = map_run(run, to, &pieces);
+        if (!status.ok()) break;
+        to += run.bytes;
+    }
+    MappedPages made(base, bytes, pieces);  // unmaps what was reached if it did not reach the end
+    if (status.ok()) *mapped = std::move(made);
+    return status;
 }
 
 Status GuestMemory::map_pages(const std::vector<uint64_t>& pages, uint32_t page_shift, MappedPages* mapped) const {
@@ -236,23 +257,18 @@ Status GuestMemory::map_pages(const std::vector<uint64_t>& pages, uint32_t page_
         return Status::error(Code::kInvalidArgument, nullptr, "cannot map %zu pages of 2^%u bytes", pages.size(), page_shift);
     }
     const uint64_t page_bytes = uint64_t{1} << page_shift;
-    const size_t bytes = pages.size() << page_shift;
-    uint8_t* base = nullptr;
-    EFA_TRY(reserve_addresses(bytes, &base));
-    size_t pieces = 0;
-    Status status;
-    for (size_t first = 0, next; first < pages.size() && status.ok(); first = next) {
-        for (next = first + 1; next < pages.size() && pages[next] == pages[next - 1] + page_bytes;) ++next;
-        if (pages[first] % page_bytes != 0 || wraps(pages[first], (next - first) << page_shift)) {
-            status = Status::error(Code::kInvalidArgument, nullptr, "guest page 0x%" PRIx64 " is not aligned to 2^%u bytes, or wraps", pages[first],
-                                   page_shift);
-            break;
+    std::vector<Run> runs;
+    for (const uint64_t page : pages) {
+        if (page % page_bytes != 0 || wraps(page, page_bytes)) {
+            return Status::error(Code::kInvalidArgument, nullptr, "guest page 0x%" PRIx64 " is not aligned to 2^%u bytes, or wraps", page, page_shift);
         }
-        status = map_run(pages[first], (next - first) << page_shift, base + (first << page_shift), &pieces);
+        if (!runs.empty() && page == runs.back().guest_addr + runs.back().bytes) {
+            runs.back().bytes += page_bytes;
+        } else {
+            runs.push_back({page, page_bytes});
+        }
     }
-    MappedPages made(base, bytes, pieces);  // unmaps what was reached if it did not reach the end
-    if (status.ok()) *mapped = std::move(made);
-    return status;
+    return map_runs(runs, pages.size() << page_shift, mapped);
 }
 
 Status GuestMemory::map_contiguous(uint64_t guest_addr, size_t bytes, MappedPages* mapped, uint8_t** data) const {
@@ -261,13 +277,7 @@ Status GuestMemory::map_contiguous(uint64_t guest_addr, size_t bytes, MappedPage
         return Status::error(Code::kInvalidArgument, nullptr, "cannot map 0x%zx bytes of guest memory at 0x%" PRIx64, bytes, guest_addr);
     }
     const uint64_t mapped_bytes = (guest_addr - start + bytes + kPage - 1) / kPage * kPage;
-    uint8_t* base = nullptr;
-    EFA_TRY(reserve_addresses(mapped_bytes, &base));
-    size_t pieces = 0;
-    Status status = map_run(start, mapped_bytes, base, &pieces);
-    MappedPages made(base, mapped_bytes, pieces);
-    if (!status.ok()) return status;
-    *mapped = std::move(made);
+    EFA_TRY(map_runs({{start, mapped_bytes}}, mapped_bytes, mapped));
     *data = mapped->data() + (guest_addr - start);
     return Status();
 }

@@ -36,10 +36,10 @@ class GuestMemory {
     GuestMemory();
     ~GuestMemory();
 
-    // Takes the descriptor. Refuses: overlap with a known range, sizes that do not fit the file or wrap, addresses that are
-    // not page-aligned, more than kRangesMax ranges, a file that could be shrunk under us (no F_SEAL_SHRINK: SIGBUS).
-    // QEMU's memory-backend-memfd seals its file by default. fd == -1 (BIOS, ROMs, other devices' BARs): the range is
-    // known, and every access to it fails.
+    // Takes the descriptor. Refuses: overlap with a known range, sizes that do not fit the file or wrap, addresses that
+    // are not page-aligned, more than kRangesMax ranges, a file that could be shrunk under us (no F_SEAL_SHRINK:
+    // SIGBUS). QEMU's memory-backend-memfd seals its file by default. fd == -1 (BIOS, ROMs, BARs of devices): the range
+    // is known, and every access to it fails.
     Status add_range(uint64_t guest_addr, uint64_t bytes, int fd, uint64_t file_offset, bool is_writable);
     bool overlaps(uint64_t guest_addr, uint64_t bytes) const;
     // Exactly one known range.
@@ -48,7 +48,7 @@ class GuestMemory {
 
     // Small accesses within one range: admin queues, page lists. False when any byte lies outside, or a write meets a
     // read-only range. Of an address that is a multiple of 4 the first four bytes are read first (acquire) and written
-    // last (release): they hold the phase bits of all the queues, which the guest's driver reads and writes the same way.
+    // last (release): they hold the phase bits of all queues, which the guest's driver reads and writes the same way.
     bool read(uint64_t guest_addr, void* to, size_t bytes) const;
     bool write(uint64_t guest_addr, const void* from, size_t bytes) const;
 
@@ -59,14 +59,19 @@ class GuestMemory {
     Status map_contiguous(uint64_t guest_addr, size_t bytes, MappedPages* mapped, uint8_t** data) const;
 
     static constexpr size_t kRangesMax = 512;
-    // Of the 65530 mappings that Linux gives a process by default; the others are for our own heap, stacks and libraries.
+    // Of the 65530 mappings that Linux gives a process by default; the others are for our heap, stacks and libraries.
     static constexpr size_t kPiecesMax = 48 * 1024;
 
    private:
     struct Range;
+    struct Run {  // guest addresses in a row, perhaps over several ranges
+        uint64_t guest_addr, bytes;
+    };
     size_t position_of(uint64_t guest_addr) const;  // the range that holds this address; ranges_.size(): none does
     const Range* find(uint64_t guest_addr, uint64_t bytes) const;
-    Status map_run(uint64_t guest_addr, uint64_t bytes, uint8_t* to, size_t* pieces) const;
+    Status check_run(Run run) const;
+    Status map_run(Run run, uint8_t* to, size_t* pieces) const;
+    Status map_runs(const std::vector<Run>& runs, uint64_t bytes, MappedPages* mapped) const;
     std::vector<std::unique_ptr<Range>> ranges_;  // sorted by guest address
 };
 

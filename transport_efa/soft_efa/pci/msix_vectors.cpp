@@ -60,7 +60,8 @@ void MsixVectors::raise(uint32_t vector) {
     pollfd room{to.eventfd.get(), POLLOUT, 0};
     const uint64_t one = 1;
     if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0) return;
-    [[maybe_unused]] const ssize_t written = write(to.eventfd.get(), &one, sizeof one);  // fails only when full meanwhile
+    // Fails only when it has become full meanwhile.
+    [[maybe_unused]] const ssize_t written = write(to.eventfd.get(), &one, sizeof one);
 }
 
 void MsixVectors::clear() {

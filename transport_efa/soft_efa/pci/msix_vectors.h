@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// MSI-X as vfio-user has it: the client gives an eventfd for each vector that the guest has set up. QEMU keeps the table,
-// its mask bits and what is pending behind them.
+// MSI-X as vfio-user has it: the client gives an eventfd for each vector that the guest has set up. QEMU keeps the
+// table, its mask bits and what is pending behind them.
 #pragma once
 
 #include <vector>

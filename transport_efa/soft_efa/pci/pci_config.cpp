@@ -149,7 +149,8 @@ bool PciConfig::write(uint64_t offset, const void* from, uint64_t bytes, bool* w
     constexpr uint32_t kFlrByte = kExpressCap + PCI_EXP_DEVCTL + 1;
     for (uint64_t i = 0; i < bytes; ++i) {
         const uint64_t at = offset + i;
-        if (at == kPowerCap + PCI_PM_CTRL && (value[i] & PCI_PM_CTRL_STATE_MASK) % PCI_PM_CTRL_STATE_MASK != 0) continue;  // no D1, no D2
+        const uint32_t power_state = at == kPowerCap + PCI_PM_CTRL ? value[i] & PCI_PM_CTRL_STATE_MASK : 0;
+        if (power_state == 1 || power_state == 2) continue;
         now_[at] = static_cast<uint8_t>((now_[at] & ~writable_[at]) | (value[i] & writable_[at]));
         if (at == kFlrByte && (value[i] & (PCI_EXP_DEVCTL_BCR_FLR >> 8))) *wants_reset = true;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The configuration space of a PCI Express endpoint, 4096 bytes: header, power management, MSI-X, PCI Express.
-// QEMU reads all of it once, then shows the guest its own copy of the BARs and of MSI-X (it sizes BARs itself) and passes
-// every write through; a client that relies on us gets the same answers, since writes are masked here as a device does.
+// QEMU reads all of it once, then shows the guest its own copy of the BARs and of MSI-X (it sizes BARs itself) and
+// passes every write through; a client that relies on us gets the same answers, since writes are masked as in a device.
 #pragma once
 
 #include "soft_efa/pci/vfio_user.h"
@@ -10,7 +10,7 @@ namespace nvshmem_efa::soft::pci {
 
 inline constexpr uint32_t kConfigBytes = 4096;
 
-// Sizes, places of MSI-X, descriptors of BARs (sealed against shrinking, large enough): kInvalidArgument names what is wrong.
+// Sizes, places of MSI-X, descriptors of BARs (sealed against shrinking, large enough); kInvalidArgument.
 Status check_identity(const PciIdentity& identity);
 
 class PciConfig {

@@ -22,8 +22,8 @@ class VfioUserChannel {
     int fd() const { return socket_.get(); }
 
     enum class Result { kMessage, kNothing, kEnd };
-    // Takes what has come. kMessage: `*message` is complete, a command, of a size that we take. kProtocol: the bytes are not
-    // messages, or too many descriptors came; nothing after them can be understood.
+    // Takes what has come. kMessage: `*message` is complete, a command, of a size that we take. kProtocol: the bytes
+    // are not messages, or too many descriptors came; nothing after them can be understood.
     Status receive(Result* result, VfioUserMessage* message);
     bool is_mid_message() const { return received_ > 0; }
 

@@ -62,6 +62,7 @@ std::string capabilities_for(const std::string& proposed) {
 
 Status VfioUserCommands::handle(VfioUserMessage* message, VfioUserChannel* channel) {
     const VfioUserHeader header = message->header;
+    EFA_LOG(kTrace, "pci", "vfio-user command %u of %u bytes, %zu descriptors", header.command, header.bytes, message->fds.size());
     if (!has_version_) return negotiate(*message, channel);
     const Answer answer = carry_out(message);
     if (answer.error) note_refusal(header, answer.error);
@@ -71,6 +72,8 @@ Status VfioUserCommands::handle(VfioUserMessage* message, VfioUserChannel* chann
 }
 
 void VfioUserCommands::note_refusal(const VfioUserHeader& header, int error) {
+    const bool is_question = header.command == static_cast<uint16_t>(VfioUserCommand::kDeviceGetIrqInfo);
+    if (is_question) return;  // QEMU asks every device for interrupts that ours does not have
     if (refusals_ < kRefusalsLogged) {
         EFA_LOG(kWarn, "pci", "vfio-user command %u of %u bytes refused: %s%s", header.command, header.bytes, std::strerror(error),
                 refusals_ + 1 == kRefusalsLogged ? " (further ones of this client are not logged)" : "");
@@ -78,8 +81,8 @@ void VfioUserCommands::note_refusal(const VfioUserHeader& header, int error) {
     if (refusals_ < kRefusalsLogged) ++refusals_;
 }
 
-// What the client's text says is only looked at for names: what its numbers limit (descriptors and bytes that we send) we
-// never come near, one descriptor and what it asked for.
+// What the client's text says is only looked at for names: what its numbers limit (descriptors and bytes that we
+// send) we never come near, one descriptor and what it asked for.
 Status VfioUserCommands::negotiate(const VfioUserMessage& message, VfioUserChannel* channel) {
     VfioUserVersion version;
     size_t text_bytes = 0;

@@ -14,6 +14,15 @@
 namespace nvshmem_efa::soft::pci {
 namespace {
 
+// What QEMU 11.1 does (its vfio_user traces, q35 with 1 GiB of memory-backend-memfd):
+//   Version; DMA_MAP of RAM (with its file) and of the BIOS (without); device info; region info of 0 to 5 and 7, with
+//   which it gets BAR 2's file; the configuration space in one read, then parts of it; irq info of MSI-X and of the
+//   error interrupt (refused: it does without); a device reset.
+//   While the BIOS runs, pieces below 1 MiB change between RAM and ROM: whole ranges are unmapped and mapped again,
+//   several requests at once. BAR 2 where the BIOS put it comes as a range without a file, and goes when BARs are sized
+//   or memory space is switched off.
+//   It answers BAR sizing and MSI-X itself and passes the writes on. Because one BAR can be mapped it waits for the
+//   reply to every write; a request without a reply for 5 s fails. At the guest's end it leaves without a word.
 constexpr int kMessagesPerService = 64;  // then the caller's turn: the device runs between messages
 
 Status socket_error(Code code, const char* hint, const std::string& path, const char* what) {
