@@ -32,6 +32,7 @@ void Device::write_placed(uint32_t index) {
         drop_arrival(index);
         return;
     }
+    stats_.write_recv_bytes += header.segment_bytes;
     CqeStatus status = CqeStatus::kOk;
     if (header.segment_bytes == header.message_bytes) {
         status = deliver_write(arrival);
@@ -172,6 +173,9 @@ void Device::deliver_send(const Arrival& arrival, CqeStatus status) {
     entry.base.req_id = receive_slot(qp, arrival.recv_index).req_id;
     push_cqe(qp, qp.attr.recv_cq, entry);
     count(qp, kCountRecv, status != CqeStatus::kOk);
+    if (status != CqeStatus::kOk) return;
+    ++stats_.recvs;
+    stats_.recv_bytes += arrival.header.message_bytes;
 }
 
 void Device::acknowledge(const PacketHeader& to, uint32_t peer, CqeStatus status) {
@@ -245,6 +249,8 @@ void Device::complete_slot(QpSlot& qp, uint64_t req_id, SendOpcode opcode, CqeSt
         EFA_LOG(kDebug, "soft", "%s qp %u: request %llu ended with status %u", name().c_str(), qp.qp_num,
                 static_cast<unsigned long long>(req_id), tx.status);
     const bool is_error = status != CqeStatus::kOk;
+    if (is_error && opcode == SendOpcode::kRdmaRead) ++stats_.read_errors;
+    if (is_error && opcode == SendOpcode::kRdmaWrite) ++stats_.write_errors;
     RxCqeEx entry{};
     std::memcpy(&entry, &tx, sizeof tx);
     push_cqe(qp, qp.attr.send_cq, entry);

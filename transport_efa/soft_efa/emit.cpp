@@ -226,6 +226,7 @@ bool Device::emit_answer(uint32_t peer_index, Answer& answer, bool* is_done) {
         is_sent = emit_bytes(peer_index, header, from);
     }
     if (!is_sent) return false;
+    if (answer.is_read) stats_.read_response_bytes += header.segment_bytes;
     answer.at += header.segment_bytes;
     *is_done = answer.at >= answer.end;
     if (*is_done && answer.is_read) {

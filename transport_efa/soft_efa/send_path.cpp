@@ -96,6 +96,9 @@ bool Device::take_slot(QpSlot& qp, uint32_t index) {
     }
     op.is_live = true;
     op.started_ns = now_ns_;
+    const bool is_send = opcode == SendOpcode::kSend, is_read = opcode == SendOpcode::kRdmaRead;
+    ++(is_send ? stats_.sends : is_read ? stats_.reads : stats_.writes);
+    (is_send ? stats_.send_bytes : is_read ? stats_.read_bytes : stats_.write_bytes) += op.bytes;
     schedule_op(op_index, 0);
     return true;
 }

@@ -25,6 +25,12 @@ struct SoftStats {
     uint64_t completions = 0;
     uint64_t cq_overruns = 0;
     uint64_t by_status[kStatusCodes] = {};  // send completions
+    // By kind of work request, as the hardware's port counters: well-formed requests taken and their bytes, those that
+    // failed, and what came in.
+    uint64_t sends = 0, send_bytes = 0;
+    uint64_t recvs = 0, recv_bytes = 0;
+    uint64_t reads = 0, read_bytes = 0, read_errors = 0, read_response_bytes = 0;
+    uint64_t writes = 0, write_bytes = 0, write_errors = 0, write_recv_bytes = 0;
 
     void add(const SoftStats& other) {
         const auto* from = reinterpret_cast<const uint64_t*>(&other);
