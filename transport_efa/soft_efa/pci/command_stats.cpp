@@ -21,9 +21,15 @@ AdminStatus Commands::get_stats(const StatsCommand& command, AdminReply* reply) 
             reply->set(body);
             return AdminStatus::kSuccess;
         }
-        case StatsType::kMessages: reply->set(MessageStats{}); return AdminStatus::kSuccess;
-        case StatsType::kRdmaRead: reply->set(RdmaReadStats{}); return AdminStatus::kSuccess;
-        case StatsType::kRdmaWrite: reply->set(RdmaWriteStats{}); return AdminStatus::kSuccess;
+        case StatsType::kMessages:
+            reply->set(MessageStats{stats.send_bytes, stats.sends, stats.recv_bytes, stats.recvs});
+            return AdminStatus::kSuccess;
+        case StatsType::kRdmaRead:
+            reply->set(RdmaReadStats{stats.reads, stats.read_bytes, stats.read_errors, stats.read_response_bytes});
+            return AdminStatus::kSuccess;
+        case StatsType::kRdmaWrite:
+            reply->set(RdmaWriteStats{stats.writes, stats.write_bytes, stats.write_errors, stats.write_recv_bytes});
+            return AdminStatus::kSuccess;
         case StatsType::kNetwork: {
             NetworkStats body{};
             body.timeouts = body.unresponsive = failed(CqeStatus::kUnrespRemote);

@@ -146,6 +146,8 @@ void Commands::destroy_all() {
     for (const auto& [key, times] : handles) {
         for (uint32_t i = 0; i < times; ++i) destroy_ah(DestroyAhCommand{key.first, key.second});
     }
+    objects_.qps.clear();
+    objects_.cqs.clear();
     objects_.event_counters.clear();
     objects_.eqs.clear();
     objects_.pds.clear();
