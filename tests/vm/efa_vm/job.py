@@ -42,10 +42,10 @@ def _as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 def write_job(path: Path, job: Job, guest: int, guests: int) -> None:
     variables = {
         **job.environment,
-        "NVSHMEM_EFA_VM_GUEST": str(guest),
-        "NVSHMEM_EFA_VM_GUESTS": str(guests),
-        "NVSHMEM_EFA_VM_DRIVER": "1" if job.has_driver else "0",
-        "NVSHMEM_EFA_VM_SHELL": "1" if job.is_shell else "0",
+        "EFA_VM_GUEST": str(guest),
+        "EFA_VM_GUESTS": str(guests),
+        "EFA_VM_DRIVER": "1" if job.has_driver else "0",
+        "EFA_VM_SHELL": "1" if job.is_shell else "0",
     }
     names = [name for name, _ in job.files]
     if len(set(names)) != len(names):

@@ -10,7 +10,7 @@ from pathlib import Path
 from .relocate import loader
 
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
-KERNEL_LINE = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off random.trust_cpu=on"
+KERNEL_LINE = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off random.trust_cpu=on tsc=reliable"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,13 @@ class Child:
         self.name = name
         self.program = Path(command[0]).name
         self.process = subprocess.Popen(
-            command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, preexec_fn=_die_with_parent
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            env={key: value for key, value in os.environ.items() if not key.startswith("NVSHMEM_EFA_VM_")},
         )
 
     def has_ended(self) -> bool:
