@@ -156,6 +156,8 @@ TEST(accesses_outside_regions_never_reach_the_function) {
     CHECK_EQ(rig.refused(VfioUserCommand::kRegionWrite, bytes_of(VfioUserRegionAccess{0, 0, 8}) + bytes_of(1)), static_cast<uint32_t>(EINVAL));
     CHECK_EQ(rig.refused(VfioUserCommand::kRegionWriteMulti, bytes_of(UINT64_MAX) + bytes_of(VfioUserMultiWrite{{0, 0, 4}, {}})),
              static_cast<uint32_t>(EINVAL));
+    CHECK_EQ(rig.refused(VfioUserCommand::kRegionWriteMulti, bytes_of(uint64_t{1}) + bytes_of(VfioUserMultiWrite{{0, kConfig, 9}, {}})),
+             static_cast<uint32_t>(EINVAL));
     CHECK(rig.function.reads.empty() && rig.function.writes.empty());
 }
 
@@ -247,6 +249,8 @@ TEST(interrupts_that_cannot_be_are_refused) {
     refused({20, kEventfd | kTrigger, 3, 0, 1}, {event.get()});
     refused({20, kEventfd | VFIO_IRQ_SET_ACTION_MASK, kMsix, 0, 1}, {event.get()});
     refused({20, kNone | kTrigger, kMsix, 0, 1}, {event.get()});
+    refused({20, kNone | kTrigger, kMsix, UINT32_MAX, 2});
+    refused({20, kNone | kTrigger, kMsix, 1, UINT32_MAX});
     refused({20, kNone, kMsix, 0, 1});
     refused({20, kTrigger, kMsix, 0, 1});
     refused({20, kNone | kEventfd | kTrigger, kMsix, 0, 1});

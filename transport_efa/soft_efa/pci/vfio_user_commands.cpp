@@ -132,6 +132,10 @@ VfioUserCommands::Answer VfioUserCommands::dma_map(VfioUserMessage* message) {
     if (!parse(*message, &map) || map.argsz < sizeof map || message->fds.size() > 1) return {EINVAL, {}, -1};
     if ((map.flags & ~kFlags) != 0 || (map.flags & VFIO_DMA_MAP_FLAG_READ) == 0) return {EINVAL, {}, -1};
     if (memory_->overlaps(map.address, map.size)) return {EEXIST, {}, -1};
+    if (message->fds.empty() && map.address == 0 && (map.flags & VFIO_DMA_MAP_FLAG_WRITE) != 0) {
+        EFA_LOG(kWarn, "pci", "the guest's RAM came without a file, so the device cannot reach it; hint: give QEMU -object "
+                "memory-backend-memfd,id=ram0,share=on,size=... and -M memory-backend=ram0");
+    }
     const int fd = message->fds.empty() ? -1 : message->fds[0].release();
     const Status status = memory_->add_range(map.address, map.size, fd, map.offset, (map.flags & VFIO_DMA_MAP_FLAG_WRITE) != 0);
     if (status.ok()) return {};
