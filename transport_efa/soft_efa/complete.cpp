@@ -115,6 +115,19 @@ RecvWqe Device::receive_slot(const QpSlot& qp, uint32_t index) const {
     return wqe;
 }
 
+// The descriptors of a receive whose first one was taken.
+Receive Device::take_rest(QpSlot& qp, uint32_t first) {
+    Receive receive;
+    uint32_t index = first;
+    do {
+        RecvWqe& piece = receive.pieces[receive.n++] = receive_slot(qp, index);
+        receive.bytes += piece.length;
+        receive.is_whole = (receive.pieces[0].lkey_ctrl & kRecvFirst) && (piece.lkey_ctrl & kRecvLast);
+    } while (!(receive.pieces[receive.n - 1].lkey_ctrl & kRecvLast) && receive.n < kRecvSgesMax &&
+             take_receive(qp, &index));
+    return receive;
+}
+
 RxCqeEx Device::receive_entry(const Arrival& arrival, const QpSlot& qp, CqeStatus status) const {
     const PacketHeader& header = arrival.header;
     const Peer& peer = peers_[arrival.peer];
@@ -126,12 +139,13 @@ RxCqeEx Device::receive_entry(const Arrival& arrival, const QpSlot& qp, CqeStatu
                                             (header.flags & kPacketHasImm ? kCqeHasImm : 0));
     entry.base.qp_num = qp.qp_num;
     entry.base.length = static_cast<uint16_t>(header.message_bytes);
-    entry.base.ah = peer.handles ? peer.ahn : kAhUnknown;
+    const bool is_known = peer.is_known_in(qp.domain);
+    entry.base.ah = is_known ? peer.ahn : kAhUnknown;
     entry.base.src_qp_num = header.src_qp_num;
     entry.base.immediate = header.flags & kPacketHasImm ? header.immediate : 0;
     if (opcode == SendOpcode::kRdmaWrite) {
         entry.length_hi = static_cast<uint16_t>(header.message_bytes >> 16);
-    } else if (peer.handles == 0 && caps().cq_sgid) {
+    } else if (!is_known && caps().cq_sgid) {
         std::memcpy(entry.src_gid, header.src_gid.raw, sizeof entry.src_gid);
     }
     return entry;
@@ -155,7 +169,7 @@ CqeStatus Device::deliver_write(const Arrival& arrival) {
                 ++stats_.rnr;
                 return CqeStatus::kRnr;
             }
-            entry.base.req_id = receive_slot(qp, index).req_id;
+            entry.base.req_id = take_rest(qp, index).pieces[0].req_id;
         }
         push_cqe(qp, qp.attr.recv_cq, entry);
         count(qp, kCountRecv, false);
@@ -171,6 +185,7 @@ void Device::deliver_send(const Arrival& arrival, CqeStatus status) {
     QpSlot& qp = qps_[qp_at];
     RxCqeEx entry = receive_entry(arrival, qp, status);
     entry.base.req_id = receive_slot(qp, arrival.recv_index).req_id;
+    if (qp.is_ud) entry.base.length = static_cast<uint16_t>(entry.base.length + kUdHeaderBytes);
     push_cqe(qp, qp.attr.recv_cq, entry);
     count(qp, kCountRecv, status != CqeStatus::kOk);
     if (status != CqeStatus::kOk) return;

@@ -164,9 +164,9 @@ Status Device::deregister_memory(uint32_t lkey) {
     return Status::error(Code::kInvalidArgument, nullptr, "%s: no memory region has lkey 0x%x", name().c_str(), lkey);
 }
 
-Status Device::create_address_handle(const Gid& gid, AddressHandle* ah) {
+Status Device::create_address_handle(const Gid& gid, AddressHandle* ah, uint16_t domain) {
     const uint32_t peer = peers_.find_or_add(gid);
-    if (peer == kNone || !peers_.add_handle(peer, options_.profile.ahs_max))
+    if (peer == kNone || !peers_.add_handle(peer, domain, options_.profile.ahs_max))
         return Status::error(Code::kResource, "use fewer peers per device",
                              "%s: the device has no more address handles (%u)", name().c_str(),
                              options_.profile.ahs_max);
@@ -175,8 +175,8 @@ Status Device::create_address_handle(const Gid& gid, AddressHandle* ah) {
     return Status();
 }
 
-Status Device::destroy_address_handle(const AddressHandle& ah) {
-    if (peers_.remove_handle(ah.ahn)) return Status();
+Status Device::destroy_address_handle(const AddressHandle& ah, uint16_t domain) {
+    if (peers_.remove_handle(ah.ahn, domain)) return Status();
     return Status::error(Code::kInvalidArgument, nullptr, "%s: no address handle %u", name().c_str(), ah.ahn);
 }
 

@@ -58,6 +58,8 @@ struct QpRings {
     uint32_t* sq_doorbell = nullptr;  // host words; the caller stores there what the program rang, with release
     uint8_t* rq = nullptr;
     uint32_t* rq_doorbell = nullptr;
+    uint16_t domain = 0;   // protection domain
+    bool is_ud = false;    // datagrams: receives begin with a 40-byte header, and a receiver that is not ready drops
 };
 
 struct CqEntries {
@@ -84,6 +86,8 @@ struct QpSlot {
     uint32_t* rq_doorbell = nullptr;
     uint32_t received = 0;  // receive descriptors taken
     bool has_callers_rings = false;
+    uint16_t domain = 0;
+    bool is_ud = false;
     uint8_t rnr_retry = kRnrRetryForever;
     uint32_t counters[6] = {kNone, kNone, kNone, kNone, kNone, kNone};  // by bit of CounterOp
     std::string diagnosis;
@@ -165,8 +169,10 @@ struct Arrival {
     bool is_repeat = false;     // this is the second placement
     uint32_t message = kNone;   // its Incoming, when it has one
     MemoryAddr target;
+    uint32_t target_bytes = UINT32_MAX;  // the rest goes to `more`
+    MemoryAddr more;
     uint32_t qp = 0;            // the local queue pair
-    uint32_t recv_index = 0;    // SEND: the descriptor taken
+    uint32_t recv_index = 0;    // SEND: the (first) descriptor taken
     MemoryPort::Ticket ticket = 0;
 };
 
@@ -208,8 +214,9 @@ class Device {
     Status set_qp_state(uint64_t handle, QpState state);
     Status set_qp_options(uint64_t handle, uint32_t qkey, uint8_t rnr_retry);  // 0..6 times, or kRnrRetryForever
     Status destroy_qp(uint64_t handle);  // completes what is outstanding as flushed
-    Status create_address_handle(const Gid& gid, AddressHandle* ah);
-    Status destroy_address_handle(const AddressHandle& ah);
+    // A handle is good for queue pairs of its protection domain; without a PCI front there is one domain.
+    Status create_address_handle(const Gid& gid, AddressHandle* ah, uint16_t domain = 0);
+    Status destroy_address_handle(const AddressHandle& ah, uint16_t domain = 0);
     Status create_counter(const CounterAttr& attr, uint64_t* handle);
     Status attach_counter(uint64_t qp_handle, uint64_t counter_handle, uint32_t counter_ops);
     Status destroy_counter(uint64_t handle);
@@ -324,6 +331,8 @@ class Device {
     RxCqeEx receive_entry(const Arrival& arrival, const QpSlot& qp, CqeStatus status) const;
     bool take_receive(QpSlot& qp, uint32_t* index);
     RecvWqe receive_slot(const QpSlot& qp, uint32_t index) const;
+    Receive take_rest(QpSlot& qp, uint32_t first);
+    void write_ud_header(const Arrival& arrival, MemoryAddr to);
     void acknowledge(const PacketHeader& to, uint32_t peer, CqeStatus status);
     void handle_ack(const PacketHeader& header);
     void complete_op(uint32_t index, CqeStatus status);

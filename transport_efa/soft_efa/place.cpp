@@ -43,9 +43,17 @@ void Device::place(uint32_t index) {
         source.addr = reinterpret_cast<uint64_t>(arrival.payload);
     }
     if (tear(index)) return;
-    const bool is_host = arrival.target.kind == MemoryKind::kHost && source.kind == MemoryKind::kHost;
-    arrival.ticket = is_host ? memory_->copy(arrival.target, source, header.segment_bytes)
-                             : start_copy(arrival.target, source, header.segment_bytes);
+    const auto copy = [this](MemoryAddr to, MemoryAddr from, uint32_t bytes) {
+        const bool is_host = to.kind == MemoryKind::kHost && from.kind == MemoryKind::kHost;
+        return is_host ? memory_->copy(to, from, bytes) : start_copy(to, from, bytes);
+    };
+    const uint32_t first = std::min(header.segment_bytes, arrival.target_bytes);
+    arrival.ticket = copy(arrival.target, source, first);
+    if (first < header.segment_bytes) {
+        source.addr += first;
+        const MemoryPort::Ticket ticket = copy(arrival.more, source, header.segment_bytes - first);
+        if (ticket != 0) arrival.ticket = ticket;  // tickets end in order
+    }
     if (arrival.ticket == 0) {
         placed(index);
     } else {

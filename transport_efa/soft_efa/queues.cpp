@@ -161,6 +161,8 @@ Status Device::add_qp(const QpAttr& attr, const QpRings* rings, Qp* out) {
     qp.max_batch = caps().max_tx_batch_units * kSlotBytesSmall / qp.slot_bytes;
     if (rings) {
         qp.has_callers_rings = true;
+        qp.domain = rings->domain;
+        qp.is_ud = rings->is_ud;
         qp.sq = rings->sq;
         qp.sq_doorbell = rings->sq_doorbell;
         qp.rq = rings->rq;

@@ -63,6 +63,7 @@ void Device::receive(const PacketHeader& header, const void* payload, uint64_t n
     arrival.will_repeat = header.type == PacketType::kWrite && !caps().data_polling_128 && header.segment_bytes != 0 &&
                           prng_.one_in_million(options_.faults.duplicate_ppm);
     arrival.message = kNone;
+    arrival.target_bytes = UINT32_MAX;
     const uint64_t delay_ns = draw_delay(header);
     const bool at_once = header.payload_bytes > kPlaceAtOnceBytes && !options_.use_timing && !arrival.will_repeat &&
                          (delay_ns == 0 || (prng_.next() & 7u) != 0);
@@ -149,6 +150,8 @@ void Device::handle(uint32_t index) {
             const CqeStatus status = header.type == PacketType::kWrite ? check_write(arrival) : check_send(arrival);
             if (status == CqeStatus::kOk) {
                 place(index);
+            } else if (status == CqeStatus::kRnr && qps_[arrival.qp].is_ud) {
+                refuse(index, CqeStatus::kOk);  // dropped, and nobody is told
             } else {
                 refuse(index, status);
             }
@@ -192,20 +195,40 @@ CqeStatus Device::check_send(Arrival& arrival) {
         ++stats_.rnr;
         return CqeStatus::kRnr;
     }
-    const RecvWqe wqe = receive_slot(qp, arrival.recv_index);
-    if (header.message_bytes > wqe.length) {
-        --qp.received;  // the descriptor stays for a message that fits
+    const Receive receive = take_rest(qp, arrival.recv_index);
+    const uint32_t header_bytes = qp.is_ud ? kUdHeaderBytes : 0;
+    if (header.message_bytes + header_bytes > receive.bytes || receive.pieces[0].length < header_bytes) {
+        qp.received -= receive.n;  // the descriptors stay for a message that fits
         return CqeStatus::kRemoteBadLength;
     }
-    const uint64_t addr = wqe.addr_lo | (static_cast<uint64_t>(wqe.addr_hi) << 32);
-    const Region* region = regions_.by_lkey(wqe.lkey_ctrl & kLkeyMask);
-    const bool is_whole = (wqe.lkey_ctrl & kRecvFirst) && (wqe.lkey_ctrl & kRecvLast);
-    if (!region || !region->covers(addr, wqe.length) || !(region->access & kAccessLocalWrite) || !is_whole) {
+    MemoryAddr targets[kRecvSgesMax];
+    bool is_good = receive.is_whole;
+    for (uint32_t i = 0; i < receive.n && is_good; ++i) {
+        const RecvWqe& piece = receive.pieces[i];
+        const uint64_t addr = piece.addr_lo | (static_cast<uint64_t>(piece.addr_hi) << 32);
+        const Region* region = regions_.by_lkey(piece.lkey_ctrl & kLkeyMask);
+        is_good = region && region->covers(addr, piece.length) && (region->access & kAccessLocalWrite);
+        if (is_good) targets[i] = region->here(addr);
+    }
+    if (!is_good) {
         deliver_send(arrival, CqeStatus::kInvalidLkey);
         return CqeStatus::kRemoteAbort;
     }
-    arrival.target = region->here(addr);
+    if (qp.is_ud) write_ud_header(arrival, targets[0]);
+    arrival.target = MemoryAddr{targets[0].kind, targets[0].addr + header_bytes};
+    arrival.target_bytes = receive.n > 1 ? receive.pieces[0].length - header_bytes : UINT32_MAX;
+    arrival.more = targets[1];
     return CqeStatus::kOk;
+}
+
+// As InfiniBand's global routing header: what programs read of it are the two addresses.
+void Device::write_ud_header(const Arrival& arrival, MemoryAddr to) {
+    constexpr size_t kSourceAt = 8, kDestinationAt = 24;
+    uint8_t header[kUdHeaderBytes] = {0x60};  // version 6
+    std::memcpy(header + kSourceAt, arrival.header.src_gid.raw, sizeof arrival.header.src_gid.raw);
+    std::memcpy(header + kDestinationAt, arrival.header.dst_gid.raw, sizeof arrival.header.dst_gid.raw);
+    if (to.kind == MemoryKind::kHost)
+        (void)memory_->copy(to, MemoryAddr{MemoryKind::kHost, reinterpret_cast<uint64_t>(header)}, sizeof header);
 }
 
 void Device::handle_read_request(uint32_t index) {

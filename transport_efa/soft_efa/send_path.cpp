@@ -142,8 +142,9 @@ CqeStatus Device::fill_op(const QpSlot& qp, const SendWqe& wqe, Op& op) const {
                (op.opcode == SendOpcode::kRdmaWrite && caps().rdma_write)) {
         status = fill_rdma(qp, wqe, op);
     }
-    if (status == CqeStatus::kOk && peers_.by_ahn(op.ahn) == kNone) return CqeStatus::kInvalidAh;
-    return status;
+    const uint32_t peer = peers_.by_ahn(op.ahn);
+    const bool is_known = peer != kNone && peers_[peer].is_known_in(qp.domain);
+    return status == CqeStatus::kOk && !is_known ? CqeStatus::kInvalidAh : status;
 }
 
 CqeStatus Device::fill_send(const QpSlot& qp, const SendWqe& wqe, Op& op) const {
@@ -234,7 +235,7 @@ void Device::flush_qp(QpSlot& qp) {
     uint32_t index;
     while (take_receive(qp, &index)) {
         RxCqeEx entry{};
-        entry.base.req_id = receive_slot(qp, index).req_id;
+        entry.base.req_id = take_rest(qp, index).pieces[0].req_id;
         entry.base.status = static_cast<uint8_t>(CqeStatus::kFlushed);
         entry.base.flags = static_cast<uint8_t>(CqeQueue::kRecv) << kCqeQueueShift;
         entry.base.qp_num = qp.qp_num;

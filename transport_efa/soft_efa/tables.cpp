@@ -70,9 +70,12 @@ uint32_t PeerTable::find_or_add(const Gid& gid) {
     return last_found_ = index;
 }
 
-bool PeerTable::add_handle(uint32_t index, uint32_t ahs_max) {
+bool PeerTable::add_handle(uint32_t index, uint16_t domain, uint32_t ahs_max) {
     Peer& peer = peers_[index];
-    if (peer.handles++ != 0) return true;  // one handle number per destination
+    if (peer.handles++ != 0) {  // one handle number per destination
+        peer.domains.push_back(domain);
+        return true;
+    }
     if (!free_ahns_.empty()) {
         peer.ahn = free_ahns_.back();
         free_ahns_.pop_back();
@@ -84,13 +87,17 @@ bool PeerTable::add_handle(uint32_t index, uint32_t ahs_max) {
         peer.handles = 0;
         return false;
     }
+    peer.domains.push_back(domain);
     return true;
 }
 
-bool PeerTable::remove_handle(uint16_t ahn) {
+bool PeerTable::remove_handle(uint16_t ahn, uint16_t domain) {
     const uint32_t index = by_ahn(ahn);
     if (index == kNone) return false;
     Peer& peer = peers_[index];
+    const auto at = std::find(peer.domains.begin(), peer.domains.end(), domain);
+    if (at == peer.domains.end()) return false;
+    peer.domains.erase(at);
     if (--peer.handles != 0) return true;
     by_ahn_[ahn] = kNone;
     free_ahns_.push_back(ahn);

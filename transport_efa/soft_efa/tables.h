@@ -2,6 +2,7 @@
 // What a software device keeps of its objects: memory regions, peers (address handles), completion queues, counters.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -56,6 +57,7 @@ struct Peer {
     Gid gid;
     uint16_t ahn = kAhUnknown;  // our address handle, while `handles` is not 0
     uint32_t handles = 0;
+    std::vector<uint16_t> domains;  // of these handles: protection domains, where a front has several
     uint64_t last_heard_ns = 0;
     uint64_t arrivals = 0;      // packets in the order the wire gave them
     uint64_t newest_handled = 0;
@@ -66,6 +68,10 @@ struct Peer {
     // Exports of ours that this peer could not resolve lately: their bytes travel in packets.
     uint64_t refused_exports[8] = {};
     uint32_t n_refused = 0;
+
+    bool is_known_in(uint16_t domain) const {
+        return std::find(domains.begin(), domains.end(), domain) != domains.end();
+    }
 };
 
 class PeerTable {
@@ -78,8 +84,8 @@ class PeerTable {
     Peer& operator[](uint32_t index) { return peers_[index]; }
     const Peer& operator[](uint32_t index) const { return peers_[index]; }
     // Adds a handle to a peer; false when the device has no more.
-    bool add_handle(uint32_t index, uint32_t ahs_max);
-    bool remove_handle(uint16_t ahn);
+    bool add_handle(uint32_t index, uint16_t domain, uint32_t ahs_max);
+    bool remove_handle(uint16_t ahn, uint16_t domain);
 
    private:
     static uint64_t hash_gid(const Gid& gid);
@@ -103,6 +109,17 @@ struct CqState {
     uint32_t users = 0;  // queue pairs
     bool is_overrun = false;
     bool is_callers = false;  // the caller's memory
+};
+
+inline constexpr uint32_t kRecvSgesMax = 2;  // descriptors of one receive
+inline constexpr uint32_t kUdHeaderBytes = 40;
+
+// One receive: its descriptors, copied.
+struct Receive {
+    RecvWqe pieces[kRecvSgesMax];
+    uint32_t n = 0;
+    uint64_t bytes = 0;
+    bool is_whole = false;  // marked from first to last
 };
 
 struct CounterState {

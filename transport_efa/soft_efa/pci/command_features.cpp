@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint32_t kFirmwareVersion = 1, kAdminVersion = 1, kDeviceVersion = 1;
 constexpr uint16_t kAddressBits = 64;
-constexpr uint16_t kRecvSgesMax = 1, kRdmaSgesMax = 1;
+constexpr uint16_t kRdmaSgesMax = 1;
 
 constexpr uint64_t bit_of(Feature feature) { return 1ull << static_cast<uint8_t>(feature); }
 

@@ -113,6 +113,8 @@ AdminStatus Commands::create_qp(const CreateQpCommand& command, AdminReply* repl
     rings.sq_doorbell = &objects_.doorbells[id].send;
     rings.rq = rq;
     rings.rq_doorbell = &objects_.doorbells[id].receive;
+    rings.domain = command.pd;
+    rings.is_ud = command.type == kQpTypeUd;
     Qp model;
     if (Status status = device_.create_qp(attr, rings, &model); !status.ok()) {
         objects_.qps.remove(id);

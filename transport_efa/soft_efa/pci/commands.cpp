@@ -109,7 +109,7 @@ AdminStatus Commands::create_ah(const CreateAhCommand& command, AdminReply* repl
     std::memcpy(gid.raw, command.gid, sizeof gid.raw);
     if (Status status = parts_.host->find_peer(gid); !status.ok()) return refuse(status);
     AddressHandle handle;
-    if (Status status = device_.create_address_handle(gid, &handle); !status.ok()) return refuse(status);
+    if (Status status = device_.create_address_handle(gid, &handle, command.pd); !status.ok()) return refuse(status);
     if (objects_.handles[{handle.ahn, command.pd}]++ == 0) ++pd->users;
     ++objects_.n_handles;
     reply->set(IdBody{handle.ahn, 0});
@@ -123,7 +123,7 @@ AdminStatus Commands::destroy_ah(const DestroyAhCommand& command) {
     AddressHandle handle;
     handle.ahn = command.ah;
     handle.handle = command.ah;
-    if (Status status = device_.destroy_address_handle(handle); !status.ok()) return refuse(status);
+    if (Status status = device_.destroy_address_handle(handle, command.pd); !status.ok()) return refuse(status);
     --objects_.n_handles;
     if (--at->second == 0) {
         --objects_.pds.find(command.pd)->users;
