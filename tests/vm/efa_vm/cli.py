@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--set", choices=sorted(SETS), help="a named set of other projects' tests in place of a command, on 2 devices")
-    add("--report", type=Path, metavar="FILE", help="with --set: where its table goes, in Markdown")
+    add("--report", type=Path, metavar="FILE", help="with --set: a page to add its table to, in Markdown")
     add("--devices", type=int, default=None, metavar="N", help="EFA devices of each guest (default 0)")
     add("--profile", choices=PROFILES, default="efa3", help="the device generation (default efa3)")
     add("--guests", type=int, default=1, metavar="N", help="guests at once, on one fabric and one network (guest0...)")
@@ -177,7 +177,8 @@ def _report(options: argparse.Namespace, steps: tuple[Step, ...]) -> None:
     text = table(found, title)
     print(text)
     if options.report is not None:
-        options.report.write_text(text)
+        with options.report.open("a") as page:
+            page.write("\n" + text)
 
 
 def main(arguments: list[str]) -> int:

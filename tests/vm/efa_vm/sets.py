@@ -49,16 +49,17 @@ def _rdma_core(name: str, *modules: str, timeout_s: int = 120, explained: str = 
     tests = " ".join(f"tests.{module}" for module in modules)
     return Step(
         name,
-        f"cd rdma-core-tests && python3 -W ignore tests/run_tests.py --dev efa_0 -v {tests}",
+        f"cd rdma-core-tests && python3 -W ignore tests/run_tests.py --dev efa_0 -v --durations 4 {tests}",
         timeout_s,
         UNITTEST,
         explained,
     )
 
 
-def _pingpong(kind: str, *options: str) -> Step:
-    words = f"fi_pingpong -p efa -e {kind} {' '.join(options)}".strip()
-    return Step(f"fi-pingpong-{kind}", f"pair '{words}' '{words} 127.0.0.1'", 90)
+def _pingpong(kind: str, domain: str, *options: str) -> Step:
+    # Without the switch, libfabric would go through shared memory: both ends are on one machine.
+    words = f"FI_EFA_ENABLE_SHM_TRANSFER=0 fi_pingpong -p efa -e {kind} {' '.join(options)}".strip()
+    return Step(f"fi-pingpong-{kind}", f"pair '{words} -d efa_1-{domain}' '{words} -d efa_0-{domain} 127.0.0.1'", 60)
 
 
 SMOKE = (
@@ -77,7 +78,8 @@ RDMA_CORE = (
 )
 PERFTEST = (
     _perftest("ib_write_bw", "-n 200", "-s 65536"),
-    _perftest("ib_write_lat", "-n 200"),
+    # -I 0: libefa refuses an inline write on slots of 64 bytes, and perftest, which asks for one, then waits for ever.
+    _perftest("ib_write_lat", "-n 200", "-I 0"),
     _perftest("ib_read_bw", "-n 200", "-s 65536"),
     _perftest("ib_read_lat", "-n 200"),
     _perftest("ib_send_bw", "-n 200", "-s 4096"),
@@ -85,15 +87,8 @@ PERFTEST = (
 )
 LIBFABRIC = (
     Step("fi-info", "fi_info -p efa", summary=r"^provider.*"),
-    Step(
-        "fi-pingpong-rdm", "pair 'fi_pingpong -p efa -e rdm' 'fi_pingpong -p efa -e rdm 127.0.0.1'", 90, r"^\d+[km]? .*"
-    ),
-    Step(
-        "fi-pingpong-dgram",
-        "pair 'fi_pingpong -p efa -e dgram -S 1024' 'fi_pingpong -p efa -e dgram -S 1024 127.0.0.1'",
-        90,
-        r"^\d+[km]? .*",
-    ),
+    _pingpong("rdm", "rdm"),
+    _pingpong("dgram", "dgrm", "-S 1024"),
 )
 SETS: dict[str, tuple[Step, ...]] = {
     "smoke": SMOKE,
