@@ -9,10 +9,10 @@ namespace {
 
 const char* hint_of_errno(int error) {
     switch (error) {
-        case ENOMEM:
+        case ENOMEM:  // efa.ko answers so too when the device has no more queue pairs, regions or counters
         case EAGAIN:
-            return "raise the locked-memory limit (ulimit -l unlimited); more than about 95 GB in 4 KiB pages needs "
-                   "huge pages";
+            return "the device may have no more of them (ibv_devinfo -v; all processes count), or the locked-memory "
+                   "limit is too low (ulimit -l unlimited); more than about 95 GB in 4 KiB pages needs huge pages";
         case ENOSPC:
         case EMFILE:
         case ENFILE:
