@@ -107,7 +107,7 @@ TEST(ranges_that_cannot_be_are_refused_and_their_descriptors_closed) {
     CHECK_FAILS(add(0, 17 * kPage, 0), Code::kInvalidArgument, "does not fit its file");
     CHECK_FAILS(add(0, kPage, kRamBytes), Code::kInvalidArgument, "does not fit its file");
     CHECK_FAILS(add(0, uint64_t{1} << 62, 0), Code::kInvalidArgument, "overlaps");
-    CHECK_FAILS(add(uint64_t{1} << 32, uint64_t{1} << 62, 0), Code::kInvalidArgument, "does not fit its file");
+    CHECK_FAILS(add(uint64_t{1} << 32, uint64_t{1} << 62, 0), Code::kResource, "bytes of memory");
     for (uint64_t first : {0, 3, 1}) CHECK_FAILS(add(kBase + first * kPage, kPage, 0), Code::kInvalidArgument, "overlaps");
     CHECK_FAILS(add(kBase - kPage, 2 * kPage, 0), Code::kInvalidArgument, "overlaps");
     CHECK_FAILS(add(kBase - kPage, 8 * kPage, 0), Code::kInvalidArgument, "overlaps");
@@ -275,7 +275,8 @@ TEST(a_contiguous_piece_need_not_be_aligned) {
     fails(kBase + 8 * kPage - 1, 2, "not RAM");
     fails(kBase, 0, "cannot map");
     fails(kBase, SIZE_MAX, "cannot map");
-    fails(kBase, size_t{1} << 45, "not RAM");
+    fails(kBase, GuestMemory::kAddressesMax + 1, "cannot map");
+    fails(kBase, GuestMemory::kAddressesMax, "not RAM");
     fails(UINT64_MAX, 1, "cannot map");
 }
 
@@ -292,6 +293,27 @@ TEST(a_guest_cannot_use_up_the_mappings_of_the_process) {
     CHECK_FAILS(guest.memory.map_pages({kBase}, 12, &further), Code::kResource, "pieces of memory");
     mapped = MappedPages();
     CHECK_OK(guest.memory.map_pages({kBase}, 12, &further));
+}
+
+TEST(a_guest_cannot_use_up_the_addresses_of_the_process) {
+    constexpr uint64_t kHalf = GuestMemory::kAddressesMax / 2, kEighth = kHalf / 4;
+    const Fd ram = make_ram(kHalf);  // takes no memory before it is written
+    {
+        GuestMemory memory;
+        CHECK_OK(memory.add_range(0, kHalf, dup(ram.get()), 0, true));
+        CHECK_OK(memory.add_range(kHalf, kHalf - kPage, dup(ram.get()), 0, true));
+        CHECK_FAILS(memory.add_range(2 * kHalf, 2 * kPage, dup(ram.get()), 0, true), Code::kResource, "bytes of memory");
+        CHECK_OK(memory.add_range(2 * kHalf, kPage, dup(ram.get()), 0, true));
+        CHECK_OK(memory.add_range(4 * kHalf, kHalf, -1, 0, true));
+    }
+    GuestMemory memory;
+    CHECK_OK(memory.add_range(0, kEighth, dup(ram.get()), 0, true));
+    MappedPages mapped[8], further;
+    uint8_t* data = nullptr;
+    for (MappedPages& one : mapped) CHECK_OK(memory.map_contiguous(0, kEighth, &one, &data));
+    CHECK_FAILS(memory.map_contiguous(0, 1, &further, &data), Code::kResource, "mapped");
+    mapped[3] = MappedPages();
+    CHECK_OK(memory.map_contiguous(0, kEighth, &further, &data));
 }
 
 TEST(who_sees_the_first_word_of_an_entry_sees_all_of_it) {

@@ -21,12 +21,21 @@ namespace {
 
 constexpr uint64_t kPage = 4096;  // what vfio-user maps in
 constexpr uint32_t kPageShiftMin = 12, kPageShiftMax = 30;
-constexpr uint64_t kMappedBytesMax = uint64_t{1} << 46;  // a user address space has 2^47
 
-// Mappings given to guests. The limit is the kernel's, one for the process, so the count is the process's too.
-std::atomic<size_t>& pieces_in_use() {
-    static std::atomic<size_t> count{0};
-    return count;
+// What guests have of the process's mappings and addresses. The limits are the process's, so the counts are too.
+struct InUse {
+    std::atomic<size_t> pieces{0}, bytes{0};
+};
+
+InUse& in_use() {
+    static InUse counts;
+    return counts;
+}
+
+bool take(std::atomic<size_t>* count, size_t more, size_t limit) {
+    if (more <= limit && count->fetch_add(more, std::memory_order_relaxed) <= limit - more) return true;
+    if (more <= limit) count->fetch_sub(more, std::memory_order_relaxed);
+    return false;
 }
 
 bool is_page_aligned(uint64_t value) { return value % kPage == 0; }
@@ -74,7 +83,8 @@ MappedPages& MappedPages::operator=(MappedPages&& other) noexcept {
 
 MappedPages::~MappedPages() {
     if (base_) munmap(base_, bytes_);
-    pieces_in_use().fetch_sub(pieces_, std::memory_order_relaxed);
+    in_use().pieces.fetch_sub(pieces_, std::memory_order_relaxed);
+    in_use().bytes.fetch_sub(bytes_, std::memory_order_relaxed);
 }
 
 struct GuestMemory::Range {
@@ -112,6 +122,12 @@ Status GuestMemory::add_range(uint64_t guest_addr, uint64_t bytes, int fd, uint6
     }
     if (ranges_.size() >= kRangesMax) {
         return Status::error(Code::kResource, nullptr, "the guest has more than %zu memory ranges", kRangesMax);
+    }
+    uint64_t mapped_bytes = 0;
+    for (const auto& other : ranges_) mapped_bytes += other->host ? other->bytes : 0;
+    if (range->fd.is_open() && (bytes > kAddressesMax || mapped_bytes > kAddressesMax - bytes)) {
+        return Status::error(Code::kResource, nullptr, "with 0x%" PRIx64 " bytes more the guest has over 0x%" PRIx64 " bytes of memory", bytes,
+                             kAddressesMax);
     }
     if (range->fd.is_open()) {
         EFA_TRY(check_file(fd, file_offset, bytes));
@@ -212,8 +228,7 @@ Status GuestMemory::map_run(Run run, uint8_t* to, size_t* pieces) const {
         const Range& range = *ranges_[position_of(run.guest_addr)];
         const uint64_t in_range = run.guest_addr - range.guest_addr;
         const uint64_t part = std::min(run.bytes, range.bytes - in_range);
-        if (pieces_in_use().fetch_add(1, std::memory_order_relaxed) >= kPiecesMax) {
-            pieces_in_use().fetch_sub(1, std::memory_order_relaxed);
+        if (!take(&in_use().pieces, 1, kPiecesMax)) {
             return Status::error(Code::kResource, "register fewer or less scattered pages",
                                  "the guest has more than %zu pieces of memory mapped", kPiecesMax);
         }
@@ -233,8 +248,13 @@ Status GuestMemory::map_run(Run run, uint8_t* to, size_t* pieces) const {
 // Nothing is reserved before all is known to be RAM: a length out of a descriptor may be any number.
 Status GuestMemory::map_runs(const std::vector<Run>& runs, uint64_t bytes, MappedPages* mapped) const {
     for (const Run& run : runs) EFA_TRY(check_run(run));
+    if (!take(&in_use().bytes, bytes, kAddressesMax)) {
+        return Status::error(Code::kResource, "register less memory", "with 0x%" PRIx64 " bytes more the guest has over 0x%" PRIx64 " mapped", bytes,
+                             kAddressesMax);
+    }
     void* reserved = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (reserved == MAP_FAILED) {
+        in_use().bytes.fetch_sub(bytes, std::memory_order_relaxed);
         return Status::error(Code::kResource, "register less memory", "cannot reserve 0x%" PRIx64 " bytes of addresses for guest memory: %s", bytes,
                              std::strerror(errno));
     }
@@ -253,7 +273,7 @@ Status GuestMemory::map_runs(const std::vector<Run>& runs, uint64_t bytes, Mappe
 }
 
 Status GuestMemory::map_pages(const std::vector<uint64_t>& pages, uint32_t page_shift, MappedPages* mapped) const {
-    if (pages.empty() || page_shift < kPageShiftMin || page_shift > kPageShiftMax || pages.size() > (kMappedBytesMax >> page_shift)) {
+    if (pages.empty() || page_shift < kPageShiftMin || page_shift > kPageShiftMax || pages.size() > (kAddressesMax >> page_shift)) {
         return Status::error(Code::kInvalidArgument, nullptr, "cannot map %zu pages of 2^%u bytes", pages.size(), page_shift);
     }
     const uint64_t page_bytes = uint64_t{1} << page_shift;
@@ -273,7 +293,7 @@ Status GuestMemory::map_pages(const std::vector<uint64_t>& pages, uint32_t page_
 
 Status GuestMemory::map_contiguous(uint64_t guest_addr, size_t bytes, MappedPages* mapped, uint8_t** data) const {
     const uint64_t start = guest_addr - guest_addr % kPage;
-    if (bytes == 0 || bytes > kMappedBytesMax || wraps(guest_addr, bytes + kPage)) {
+    if (bytes == 0 || bytes > kAddressesMax || wraps(guest_addr, bytes + kPage)) {
         return Status::error(Code::kInvalidArgument, nullptr, "cannot map 0x%zx bytes of guest memory at 0x%" PRIx64, bytes, guest_addr);
     }
     const uint64_t mapped_bytes = (guest_addr - start + bytes + kPage - 1) / kPage * kPage;

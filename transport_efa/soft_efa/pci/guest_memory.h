@@ -61,6 +61,8 @@ class GuestMemory {
     static constexpr size_t kRangesMax = 512;
     // Of the 65530 mappings that Linux gives a process by default; the others are for our heap, stacks and libraries.
     static constexpr size_t kPiecesMax = 48 * 1024;
+    // Addresses that ranges, and pages mapped for the device, may each take of the 2^47 that a process has.
+    static constexpr uint64_t kAddressesMax = uint64_t{1} << 40;
 
    private:
     struct Range;

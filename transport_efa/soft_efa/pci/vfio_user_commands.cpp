@@ -132,7 +132,8 @@ VfioUserCommands::Answer VfioUserCommands::dma_map(VfioUserMessage* message) {
     if (!parse(*message, &map) || map.argsz < sizeof map || message->fds.size() > 1) return {EINVAL, {}, -1};
     if ((map.flags & ~kFlags) != 0 || (map.flags & VFIO_DMA_MAP_FLAG_READ) == 0) return {EINVAL, {}, -1};
     if (memory_->overlaps(map.address, map.size)) return {EEXIST, {}, -1};
-    if (message->fds.empty() && map.address == 0 && (map.flags & VFIO_DMA_MAP_FLAG_WRITE) != 0) {
+    const bool is_ram_without_file = message->fds.empty() && map.address == 0 && (map.flags & VFIO_DMA_MAP_FLAG_WRITE) != 0;
+    if (is_ram_without_file && !std::exchange(named_missing_ram_, true)) {
         EFA_LOG(kWarn, "pci", "the guest's RAM came without a file, so the device cannot reach it; hint: give QEMU -object "
                 "memory-backend-memfd,id=ram0,share=on,size=... and -M memory-backend=ram0");
     }
@@ -315,6 +316,7 @@ void VfioUserCommands::end_client() {
     config_.reset();
     has_version_ = false;
     refusals_ = 0;
+    named_missing_ram_ = false;
 }
 
 }  // namespace nvshmem_efa::soft::pci

@@ -52,6 +52,7 @@ class VfioUserCommands {
     MsixVectors vectors_;
     bool has_version_ = false;
     uint32_t refusals_ = 0;  // of this client; the first ones are logged
+    bool named_missing_ram_ = false;
 };
 
 }  // namespace nvshmem_efa::soft::pci
