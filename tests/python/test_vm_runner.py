@@ -26,6 +26,7 @@ from efa_vm.modules import collect  # noqa: E402
 from efa_vm.pins import read_groups  # noqa: E402
 from efa_vm.processes import RunFolder  # noqa: E402
 from efa_vm.session import Images, Options, Session  # noqa: E402
+from efa_vm.sets import SETS, Step, outcomes, script, steps_of, table  # noqa: E402
 
 # Plays QEMU: stands where the unpacked loader would, and finds the files that it has to write in its arguments.
 FAKE_QEMU = """#!/bin/sh
@@ -304,3 +305,46 @@ def test_cpio_reads_what_we_write(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path / "out", check=True, timeout=20)
     assert (tmp_path / "out/a/link").read_bytes() == b"hello"
     assert os.access(tmp_path / "out/a/b/file", os.X_OK)
+
+
+def test_a_set_tells_failed_from_late_from_left_out(tmp_path: Path) -> None:
+    steps = (
+        Step("good", "true"),
+        Step("bad", "false", summary=r"^FAILED.*"),
+        Step("late", "sleep 9"),
+        Step("known", "false", explained="not modelled"),
+        Step("elsewhere", "true", left_out={"efa4": "unknown there"}),
+        Step("unreached", "true"),
+    )
+    assert "elsewhere" not in script(steps, "efa4") and "elsewhere" in script(steps, "efa3")
+    (tmp_path / "steps").write_text("good 0 1.0\nbad 1 0.5\nlate 124 9.0\nknown 1 0.1\n")
+    (tmp_path / "bad.log").write_text("noise\nFAILED (errors=3)\n")
+    rows = table(outcomes(steps, "efa4", tmp_path), "title").splitlines()
+    assert [row.split(" | ")[1] for row in rows[4:]] == [
+        "passed",
+        "FAILED (exit code 1)",
+        "FAILED (over its time)",
+        "explained (exit code 1)",
+        "left out",
+        "FAILED (did not run)",
+    ]
+    assert "FAILED (errors=3)" in rows[5] and "not modelled" in rows[7] and "unknown there" in rows[8]
+
+
+def test_a_sets_script_fails_when_one_of_its_steps_does(tmp_path: Path) -> None:
+    step = tmp_path / "step"
+    step.write_text('#!/bin/sh\nexec sh -c "$3"\n')
+    step.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def code_of(*steps: Step) -> int:
+        return subprocess.run(["sh", "-c", script(steps, "efa3")], env=env, timeout=20).returncode
+
+    assert code_of(Step("a", "true"), Step("b", "exit 3", explained="known")) == 0
+    assert code_of(Step("a", "exit 3"), Step("b", "true")) == 1
+
+
+def test_the_sets_are_named_once_and_stand_in_standard() -> None:
+    names = [step.name for step in steps_of("standard")]
+    assert len(set(names)) == len(names), "a step's name is its log's file name"
+    assert all(step in SETS["standard"] for steps in SETS.values() for step in steps)

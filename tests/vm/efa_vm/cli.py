@@ -129,9 +129,9 @@ def _run(options: argparse.Namespace) -> int:
             images(cache, version)
             cache.root(f"rdma-core-source-{version}")
         return 0
-    steps = steps_of(options.set, options.rdma_core) if options.set else ()
+    steps = steps_of(options.set) if options.set else ()
     job = Job(
-        command=script(steps) if steps else f"exec {quoted(options.command)}",
+        command=script(steps, options.profile) if steps else f"exec {quoted(options.command)}",
         files=(*((path.name, path) for path in options.files), *(_set_files(cache, options) if steps else ())),
         environment=dict(pair.split("=", 1) for pair in options.env),
         has_driver=not options.no_driver,
@@ -172,7 +172,7 @@ def _session_options(options: argparse.Namespace, job: Job, device_program: Path
 
 
 def _report(options: argparse.Namespace, steps: tuple[Step, ...]) -> None:
-    found = outcomes(steps, options.results)
+    found = outcomes(steps, options.profile, options.results)
     title = f"Set `{options.set}`, profile `{options.profile}`, rdma-core {options.rdma_core}:"
     text = table(found, title)
     print(text)
