@@ -56,7 +56,9 @@ std::vector<std::unique_ptr<Nic>> open_devices() {
     verbs::Machine machine;
     machine.export_dmabuf = export_udmabuf;
     std::vector<std::unique_ptr<Nic>> nics;
-    Status status = verbs::open_nics(machine, {}, &nics);
+    OpenOptions options;
+    if (const char* names = std::getenv("EFA_TEST_DEVICES")) options.device_filter = names;
+    Status status = verbs::open_nics(machine, options, &nics);
     if (status.code() == Code::kMissing) SKIP(status.message());
     CHECK_OK(std::move(status));
     return nics;

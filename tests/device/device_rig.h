@@ -18,7 +18,7 @@ inline constexpr uint32_t kQkey = 0x5eed;
 inline constexpr uint64_t kWaitMs = 20'000;
 inline constexpr uint32_t kAllAccess = kAccessLocalWrite | kAccessRemoteWrite | kAccessRemoteRead;
 
-// All devices of this machine; skips the test where there are none. Memory of udmabuf stands for the GPU's.
+// All devices of this machine, or those that EFA_TEST_DEVICES names (comma-separated); skips the test where there are none. Memory of udmabuf stands for the GPU's.
 std::vector<std::unique_ptr<Nic>> open_devices();
 // Skips the test unless there are so many.
 std::vector<std::unique_ptr<Nic>> open_devices(size_t at_least);

@@ -61,7 +61,7 @@ std::string process_name(uint64_t process_id) {
 ProcessWireImpl::ProcessWireImpl(const ProcessWireOptions& options)
     : options_(options),
       clock_(options.clock ? *options.clock : real_clock()),
-      timeout_ms_(static_cast<uint64_t>(knobs().timeout_ms)),
+      timeout_ms_(options.timeout_ms ? options.timeout_ms : static_cast<uint64_t>(knobs().timeout_ms)),
       ring_bytes_(static_cast<size_t>(knobs().soft_ring_bytes)) {}
 
 ProcessWireImpl::~ProcessWireImpl() {

@@ -21,6 +21,7 @@ struct ProcessWireOptions {
     // Held by whoever calls connect(), send(), poll(), flush() or is_gone(). connect() releases it around its waits.
     std::mutex* engine_lock = nullptr;
     Clock* clock = nullptr;  // for deadlines; null: real_clock()
+    uint64_t timeout_ms = 0;  // of connect() and handshakes; 0: the knob's
 };
 
 // Kind, address, ring size and deadlines come from knobs(). Nothing that it creates outlives the process, however

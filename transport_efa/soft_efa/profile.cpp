@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "profile.h"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 
 namespace nvshmem_efa::soft {
 namespace {
@@ -79,6 +81,33 @@ Status find_profile(const char* name, Profile* profile) {
         return Status::error(Code::kConfig, "set NVSHMEM_EFA_SOFT_PROFILE to efa2, efa3 or efa4",
                              "no software EFA profile is called \"%s\"", name);
     }
+    return Status();
+}
+
+Status remove_capabilities(const std::string& names, NicCaps* caps) {
+    const struct {
+        const char* name;
+        bool* flag;
+    } known[] = {{"rdma_read", &caps->rdma_read},
+                 {"rdma_write", &caps->rdma_write},
+                 {"rnr_retry", &caps->rnr_retry},
+                 {"unsolicited", &caps->unsolicited_write_recv},
+                 {"inline_write", &caps->inline_write},
+                 {"req_id_64", &caps->req_id_64},
+                 {"counters", &caps->completion_counters},
+                 {"data_polling_128", &caps->data_polling_128}};
+    for (size_t at = 0; at < names.size();) {
+        const size_t end = std::min(names.find(',', at), names.size());
+        const std::string name = names.substr(at, end - at);
+        at = end + 1;
+        const auto found = std::find_if(std::begin(known), std::end(known), [&](const auto& one) { return name == one.name; });
+        if (found == std::end(known))
+            return Status::error(Code::kConfig, "soft_efa/profile.h lists them", "no capability is called \"%s\"",
+                                 name.c_str());
+        *found->flag = false;
+    }
+    if (!caps->inline_write) caps->max_inline_large = 0;
+    if (!caps->completion_counters) caps->max_counters = 0;
     return Status();
 }
 

@@ -19,6 +19,7 @@ namespace nvshmem_efa::soft::pci {
 namespace {
 
 constexpr size_t kPollMax = 64;
+constexpr uint64_t kConnectMs = 2000;       // QEMU gives a request up after 5 s, and connecting is part of one
 constexpr uint64_t kNapNs = 20'000;         // while something happened lately; messages of the guest end a nap at once
 constexpr uint64_t kLongNapNs = 1'000'000;  // nothing for kLongIdleNs: only packets of peers have to wait for it
 constexpr uint64_t kLongIdleNs = 20'000'000;
@@ -43,6 +44,7 @@ Status Program::start(const ProgramOptions& options) {
     DeviceOptions device;
     Profile profile;
     EFA_TRY(find_profile(knobs().soft_profile.c_str(), &profile));
+    EFA_TRY(remove_capabilities(options.without, &profile.caps));
     device.profile = EfaFunction::device_profile(profile);
     std::vector<PlannedFault> faults;
     EFA_TRY(parse_fault_plan(knobs().soft_fault, &faults));
@@ -57,6 +59,7 @@ Status Program::start(const ProgramOptions& options) {
     std::memcpy(gid.raw + 4, &wire.process_id, sizeof wire.process_id);
     wire.memory = memory_port_.get();
     wire.engine_lock = &lock_;
+    wire.timeout_ms = kConnectMs;
     EFA_TRY(make_process_wire(wire, &wire_));
     if (!options.fabric.empty()) {
         EFA_TRY(FabricDir::open(options.fabric, &fabric_));

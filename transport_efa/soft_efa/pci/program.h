@@ -17,6 +17,7 @@ namespace nvshmem_efa::soft::pci {
 
 struct ProgramOptions {
     std::string socket;   // made by us, 0600
+    std::string without;  // capabilities that the profile's device would have
     std::string fabric;   // folder shared with the other functions; empty: this function is alone
     bool shows_help = false;
     bool shows_version = false;
