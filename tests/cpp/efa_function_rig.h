@@ -34,7 +34,9 @@ struct Host final : FunctionHost {
         }
         return Status();
     }
-    size_t times(uint32_t vector) const { return static_cast<size_t>(std::count(raised.begin(), raised.end(), vector)); }
+    size_t times(uint32_t vector) const {
+        return static_cast<size_t>(std::count(raised.begin(), raised.end(), vector));
+    }
 };
 
 struct RigOptions {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The admin queue of an EFA function: entries, phases, wraps, checksums, interrupts, and what the device says of itself.
+// The admin queue of an EFA function: entries, phases, wraps, checksums, interrupts; what the device says of itself.
 #include "efa_function_rig.h"
 
 using namespace pci_test;
@@ -209,8 +209,9 @@ TEST(an_old_device_has_no_second_page_of_queue_attributes) {
 TEST(features_that_do_not_exist_or_go_one_way_only_are_refused) {
     Rig rig;
     for (uint8_t id : {0, 8, 10, 63, 64, 255}) {
-        CHECK_EQ(rig.submit(AdminOpcode::kGetFeature, feature(static_cast<Feature>(id))), AdminStatus::kUnsupportedOpcode);
-        CHECK_EQ(rig.submit(AdminOpcode::kSetFeature, feature(static_cast<Feature>(id))), AdminStatus::kUnsupportedOpcode);
+        const FeatureCommand command = feature(static_cast<Feature>(id));
+        CHECK_EQ(rig.submit(AdminOpcode::kGetFeature, command), AdminStatus::kUnsupportedOpcode);
+        CHECK_EQ(rig.submit(AdminOpcode::kSetFeature, command), AdminStatus::kUnsupportedOpcode);
     }
     CHECK_EQ(rig.submit(AdminOpcode::kGetFeature, feature(Feature::kHostInfo)), AdminStatus::kIllegalParameter);
     CHECK_EQ(rig.submit(AdminOpcode::kSetFeature, feature(Feature::kDeviceAttr)), AdminStatus::kIllegalParameter);

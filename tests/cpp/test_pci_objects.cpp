@@ -229,7 +229,10 @@ TEST(queue_pairs_end_at_the_devices_number_and_share_no_memory) {
     CHECK_EQ(rig.submit(AdminOpcode::kGetFeature, FeatureCommand{{}, 0, 4, 0, {}}), S::kSuccess);
     CHECK_EQ(made.size(), size_t{rig.body<QueueAttr1>().max_qps});
     std::vector<uint32_t> offsets, doorbells;
-    for (const CreateQpReply& reply : made) offsets.push_back(reply.sq_offset), doorbells.push_back(reply.sq_doorbell / 4096);
+    for (const CreateQpReply& reply : made) {
+        offsets.push_back(reply.sq_offset);
+        doorbells.push_back(reply.sq_doorbell / 4096);
+    }
     for (auto* all : {&offsets, &doorbells}) {
         std::sort(all->begin(), all->end());
         CHECK(std::adjacent_find(all->begin(), all->end()) == all->end());

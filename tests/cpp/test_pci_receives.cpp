@@ -18,7 +18,8 @@ struct Sides {
     MrView mr;
     uint16_t ah;
 
-    explicit Sides(uint8_t type = kQpTypeSrd, bool is_other_domain = false, const RigOptions& options = {}) : rig(options) {
+    explicit Sides(uint8_t type = kQpTypeSrd, bool is_other_domain = false, const RigOptions& options = {})
+        : rig(options) {
         cq = rig.make_cq();
         CreateCqCommand command = rig.cq_command();
         command.caps2 |= kCqSetSourceAddress;

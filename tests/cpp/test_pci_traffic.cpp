@@ -59,7 +59,8 @@ uint32_t make_counter(Rig& rig, uint64_t addr) {
     return rig.body<CreateEventCounterReply>().handle;
 }
 
-S attach(Rig& rig, uint32_t counter, const QpView& qp, uint32_t events, AdminOpcode opcode = AdminOpcode::kAttachEventCounter) {
+S attach(Rig& rig, uint32_t counter, const QpView& qp, uint32_t events,
+         AdminOpcode opcode = AdminOpcode::kAttachEventCounter) {
     return rig.submit(opcode, AttachEventCounterCommand{counter, 0, {}, qp.reply.handle, events});
 }
 
@@ -251,7 +252,8 @@ TEST(event_counters_count_what_they_are_attached_to) {
     CqView cq = rig.make_cq();
     const uint64_t words = rig.alloc(kPage), page = rig.alloc(kPage);
     std::memset(rig.at(words), 0xee, 64);
-    const uint32_t good = make_counter(rig, words), failed = make_counter(rig, words + 8), in = make_counter(rig, words + 16);
+    const uint32_t good = make_counter(rig, words), failed = make_counter(rig, words + 8);
+    const uint32_t in = make_counter(rig, words + 16);
     CHECK_EQ(word_at(rig, words), uint64_t{0});
     QpView qp = rig.make_qp(rig.qp_command(cq, cq));
     CHECK_EQ(attach(rig, good, qp, 1u << 6 | 1u << 4), S::kSuccess);    // writes and reads
@@ -274,14 +276,15 @@ TEST(event_counters_count_what_they_are_attached_to) {
     CHECK_EQ(word_at(rig, words), uint64_t{4});
     CHECK_EQ(word_at(rig, words + 8), uint64_t{1});
     CHECK_EQ(word_at(rig, words + 16), uint64_t{3});
-    CHECK_EQ(rig.submit(AdminOpcode::kModifyEventCounter, ModifyEventCounterCommand{good, kCounterSet, {}, 0x7fffffff}),
-             S::kSuccess);
+    const auto change = [&](uint8_t operation, uint64_t value) {
+        return rig.submit(AdminOpcode::kModifyEventCounter, ModifyEventCounterCommand{good, operation, {}, value});
+    };
+    CHECK_EQ(change(kCounterSet, 0x7fffffff), S::kSuccess);
     CHECK_EQ(word_at(rig, words), uint64_t{0x7fffffff});
-    CHECK_EQ(rig.submit(AdminOpcode::kModifyEventCounter, ModifyEventCounterCommand{good, kCounterAdd, {}, 3}), S::kSuccess);
+    CHECK_EQ(change(kCounterAdd, 3), S::kSuccess);
     CHECK_EQ(word_at(rig, words), uint64_t{2});  // it wraps after its largest value
-    CHECK_EQ(rig.submit(AdminOpcode::kModifyEventCounter, ModifyEventCounterCommand{good, 2, {}, 3}), S::kIllegalParameter);
-    CHECK_EQ(rig.submit(AdminOpcode::kModifyEventCounter, ModifyEventCounterCommand{good, 0, {}, 1u << 31}),
-             S::kIllegalParameter);
+    CHECK_EQ(change(2, 3), S::kIllegalParameter);
+    CHECK_EQ(change(kCounterSet, 1u << 31), S::kIllegalParameter);
     CHECK_EQ(rig.submit(AdminOpcode::kDestroyEventCounter, DestroyEventCounterCommand{good}), S::kResourceBusy);
     CHECK_EQ(attach(rig, good, qp, 1u << 6, AdminOpcode::kDetachEventCounter), S::kSuccess);
     CHECK_EQ(attach(rig, good, qp, 1u << 6, AdminOpcode::kDetachEventCounter), S::kIllegalParameter);
@@ -294,12 +297,14 @@ TEST(event_counters_count_what_they_are_attached_to) {
 TEST(counters_outside_of_ram_or_beyond_their_number_are_refused) {
     Rig rig;
     const uint64_t words = rig.alloc(kPage);
+    const auto create = [&rig](uint16_t uar, uint64_t addr) {
+        return rig.submit(AdminOpcode::kCreateEventCounter, CreateEventCounterCommand{uar, 0, addr});
+    };
     for (uint64_t addr : {words + 4, uint64_t{0}, kRamBase + kRamBytes, UINT64_MAX - 7})
-        CHECK_EQ(rig.submit(AdminOpcode::kCreateEventCounter, CreateEventCounterCommand{rig.uar, 0, addr}),
-                 S::kIllegalParameter);
-    CHECK_EQ(rig.submit(AdminOpcode::kCreateEventCounter, CreateEventCounterCommand{9, 0, words}), S::kIllegalParameter);
+        CHECK_EQ(create(rig.uar, addr), S::kIllegalParameter);
+    CHECK_EQ(create(9, words), S::kIllegalParameter);
     for (int i = 0; i < 1024; ++i) make_counter(rig, words);
-    CHECK_EQ(rig.submit(AdminOpcode::kCreateEventCounter, CreateEventCounterCommand{rig.uar, 0, words}), S::kNoResources);
+    CHECK_EQ(create(rig.uar, words), S::kNoResources);
 }
 
 TEST(statistics_tell_requests_and_bytes_by_kind) {

@@ -49,7 +49,8 @@ void Events::push(EqObject& eq, uint32_t cq) {
     uint8_t* at = eq.entries + static_cast<size_t>(eq.written & (eq.depth - 1)) * sizeof entry;
     ++eq.written;
     constexpr size_t kAfterCommon = offsetof(EqEntry, reserved);
-    std::memcpy(at + kAfterCommon, reinterpret_cast<const uint8_t*>(&entry) + kAfterCommon, sizeof entry - kAfterCommon);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(&entry);
+    std::memcpy(at + kAfterCommon, bytes + kAfterCommon, sizeof entry - kAfterCommon);
     // Release pairs with the driver's read of the phase bit, after which it reads the rest.
     __atomic_store_n(reinterpret_cast<uint32_t*>(at), entry.common, __ATOMIC_RELEASE);
     eq.has_unannounced = !eq.is_armed;

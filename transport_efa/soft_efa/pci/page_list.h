@@ -19,8 +19,8 @@ struct RegionPages {
     uint32_t first_byte = 0;
 };
 
-// `flags` are the command's. kInvalidArgument when sizes or addresses are not what they must be, kProtocol when the list
-// is malformed or not RAM, kResource beyond `pages_max` pages of the region's own size.
+// `flags` are the command's. kInvalidArgument when sizes or addresses are not what they must be, kProtocol when the
+// list is malformed or not RAM, kResource beyond `pages_max` pages.
 Status read_region_pages(const GuestMemory& memory, const RegMrCommand& command, uint8_t flags, uint32_t pages_max,
                          uint64_t page_sizes, RegionPages* region);
 
