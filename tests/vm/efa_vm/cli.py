@@ -18,7 +18,7 @@ from .job import Job, quoted
 from .pins import read_groups
 from .session import Images, Options, Session
 from .sets import DEVICES as SET_DEVICES
-from .sets import SETS, Step, outcomes, script, steps_of, table
+from .sets import PAGE_HEAD, SETS, Step, outcomes, script, steps_of, table
 
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE_PROGRAM = "nvshmem-efa-pci"
@@ -58,7 +58,13 @@ def parser() -> argparse.ArgumentParser:
     add("--cpus", type=int, default=2, metavar="N", help="processors of a guest (default 2)")
     add("--seed", type=int, default=1, metavar="N", help="of the first device; the others count on (default 1)")
     add("--device-program", type=Path, metavar="PATH", help=f"default: {DEVICE_PROGRAM} of the newest build folder")
-    add("--device-arg", action="append", default=[], metavar="ARG", help="one more argument of the device program")
+    add(
+        "--device-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="one more argument of the device program; INDEX:ARG for one device of each guest only",
+    )
     add("--no-driver", action="store_true", help="do not load efa.ko before the command")
     add("--shell", action="store_true", help="a shell on this terminal in place of a command")
     add("--prepare", action="store_true", help="only fill the cache, for both versions of rdma-core")
@@ -173,12 +179,17 @@ def _session_options(options: argparse.Namespace, job: Job, device_program: Path
 
 def _report(options: argparse.Namespace, steps: tuple[Step, ...]) -> None:
     found = outcomes(steps, options.profile, options.results)
-    title = f"Set `{options.set}`, profile `{options.profile}`, rdma-core {options.rdma_core}:"
+    pins = read_groups()
+    kernel = pins["kernel"].packages[0].version
+    user_space = pins[f"rdma-core-source-{options.rdma_core}"].source
+    version = user_space.version if user_space else options.rdma_core
+    title = f"## {options.profile}, rdma-core {version}, kernel {kernel} ({time.strftime('%Y-%m-%d')})"
     text = table(found, title)
     print(text)
     if options.report is not None:
+        text = ("\n" if options.report.exists() else PAGE_HEAD + "\n") + text
         with options.report.open("a") as page:
-            page.write("\n" + text)
+            page.write(text)
 
 
 def main(arguments: list[str]) -> int:

@@ -98,6 +98,13 @@ LIBFABRIC = (
     _pingpong("rdm", "rdm"),
     _pingpong("dgram", "dgrm", "-S 1024"),
 )
+PAGE_HEAD = """# What other projects' tests say of the device model
+
+Generated, do not edit: each table by `tests/vm/run --set standard --profile P --rdma-core V --report PAGE`; without a
+page, a new one is begun. Times are of an emulated machine that other work may have slowed down: no measure of EFA, nor
+of the model. Tests of rdma-core that are skipped want what EFA does not have (device memory, memory windows, further
+kinds of queue pairs, CQ resizing) or a graphics card's dma-buf. "left out" and "explained" say why.
+"""
 SETS: dict[str, tuple[Step, ...]] = {
     "smoke": SMOKE,
     "rdma-core": RDMA_CORE,
