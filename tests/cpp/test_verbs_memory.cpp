@@ -109,6 +109,17 @@ TEST(host_memory_is_registered_with_the_access_asked_for) {
     CHECK_EQ(rig.exports, 0);
 }
 
+TEST(a_right_that_the_device_cannot_grant_is_not_asked_for) {
+    Rig rig;
+    state().answers.efa_caps &= ~1u;  // no RDMA read
+    Nic& nic = rig.open_one();
+    MemoryRegion region;
+    CHECK_OK(nic.register_memory({memory, 64, MemoryKind::kHost, kAccessRemoteWrite | kAccessRemoteRead}, &region));
+    CHECK_EQ(call("ibv_reg_mr").args.at("access"), uint64_t(3));
+    CHECK_OK(nic.register_memory({memory, 512, MemoryKind::kCuda, kAccessRemoteRead}, &region));
+    CHECK_EQ(call("ibv_reg_dmabuf_mr").args.at("access"), uint64_t(0));
+}
+
 TEST(gpu_memory_goes_by_dmabuf_at_its_own_address) {
     Rig rig;
     Nic& nic = rig.open_one();

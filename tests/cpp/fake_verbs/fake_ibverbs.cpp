@@ -119,11 +119,18 @@ static Object* make_mr(void* pd) {
     return mr;
 }
 
+// efa.ko: rights that the device cannot grant are EOPNOTSUPP.
+bool may_grant(int access) {
+    const uint32_t caps = answers().efa_caps;
+    return (!(access & 4) || (caps & (1 << 0))) && (!(access & 2) || (caps & (1 << 3)));
+}
+
 void* ibv_reg_mr(void* pd, void* addr, size_t length, int access) {
     const int error = fake::enter("ibv_reg_mr", {{"addr", reinterpret_cast<uint64_t>(addr)},
                                                  {"length", length},
                                                  {"access", static_cast<uint64_t>(access)}});
-    return error ? null_with(error) : make_mr(pd);
+    if (error) return null_with(error);
+    return may_grant(access) ? make_mr(pd) : null_with(EOPNOTSUPP);
 }
 
 void* ibv_reg_dmabuf_mr(void* pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access) {
@@ -133,7 +140,7 @@ void* ibv_reg_dmabuf_mr(void* pd, uint64_t offset, size_t length, uint64_t iova,
                                                         {"fd", static_cast<uint64_t>(fd)},
                                                         {"access", static_cast<uint64_t>(access)}});
     if (error) return null_with(error);
-    return answers().refuse_dmabuf ? null_with(EOPNOTSUPP) : make_mr(pd);
+    return answers().refuse_dmabuf || !may_grant(access) ? null_with(EOPNOTSUPP) : make_mr(pd);
 }
 
 int ibv_dereg_mr(void* mr) {

@@ -10,8 +10,10 @@
 namespace nvshmem_efa::verbs {
 namespace {
 
-int library_access(uint32_t access) {
+int library_access(uint32_t access, const NicCaps& caps) {
     int bits = 0;
+    // efa.ko refuses a right that its device cannot grant, even if nobody will use it.
+    if (!caps.rdma_read) access &= ~kAccessRemoteRead;
     // The kernel refuses remote write without local write.
     if (access & (kAccessLocalWrite | kAccessRemoteWrite)) bits |= kAccessLocalWriteBit;
     if (access & kAccessRemoteWrite) bits |= kAccessRemoteWriteBit;
@@ -63,7 +65,7 @@ Status VerbsNic::register_memory(const MemoryAttr& attr, MemoryRegion* region) {
         return Status::error(Code::kInvalidArgument, "register memory that is there", "%s cannot register %s",
                              name().c_str(), describe(attr).c_str());
     }
-    const int access = library_access(attr.access);
+    const int access = library_access(attr.access, device_->caps());
     IbvMr* mr = nullptr;
     // Outside the lock: pinning a large region takes long, and only the record of it is shared.
     if (attr.kind == MemoryKind::kCuda) {
