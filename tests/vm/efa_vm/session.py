@@ -110,7 +110,8 @@ class Session:
                 command = [
                     str(options.device_program),
                     *("--socket", str(socket), "--profile", options.profile, "--fabric", str(folder / "fabric")),
-                    *("--seed", str(options.seed + guest * options.devices + index), *options.device_arguments),
+                    *("--seed", str(options.seed + guest * options.devices + index)),
+                    *arguments_of(index, options.device_arguments),
                 ]
                 with log.open("wb") as out:
                     child = Child(f"device {index} of guest {guest}", command, stdout=out, stderr=out)
@@ -262,6 +263,18 @@ class Session:
             if self._options.device_logs is not None:
                 self._options.device_logs.mkdir(parents=True, exist_ok=True)
                 (self._options.device_logs / log.name).write_bytes(log.read_bytes())
+
+
+def arguments_of(index: int, arguments: tuple[str, ...]) -> list[str]:
+    """Those for all devices, and those that begin with this one's index and a colon."""
+    chosen = []
+    for argument in arguments:
+        match = re.match(r"(\d+):(.*)", argument, re.S)
+        if match is None:
+            chosen.append(argument)
+        elif int(match.group(1)) == index:
+            chosen.append(match.group(2))
+    return chosen
 
 
 def _tail_of(log: Path) -> str:
