@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,8 @@ import pytest
 VM_DIR = Path(__file__).resolve().parent.parent / "vm"
 sys.path.insert(0, str(VM_DIR))
 
-from efa_vm.cpio import CpioWriter  # noqa: E402
 from efa_vm.errors import EXIT_MISSING, EXIT_TIMEOUT, EXIT_USAGE, VmError  # noqa: E402
 from efa_vm.job import Job, read_results  # noqa: E402
-from efa_vm.modules import collect  # noqa: E402
 from efa_vm.pins import read_groups  # noqa: E402
 from efa_vm.processes import RunFolder  # noqa: E402
 from efa_vm.session import Images, Options, Session  # noqa: E402
@@ -45,7 +44,7 @@ def fake_images(folder: Path, script: str) -> Images:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where runs put their folders; short, for the sockets' sake."""
     with tempfile.TemporaryDirectory(prefix="vmtest") as short:
         monkeypatch.setattr(tempfile, "tempdir", short)
@@ -97,36 +96,6 @@ def test_offline_with_an_empty_cache_says_what_is_missing(tmp_path: Path) -> Non
     assert f"missing from the cache {cache}: [kernel] ({pin.name}={pin.version})" in done.stderr
     assert "hint: " in done.stderr
     assert not list(cache.glob("roots/*")) and not list(cache.glob("roots/.making-*"))
-
-
-def test_the_pinned_packages_are_well_formed() -> None:
-    groups = read_groups()
-    assert {"qemu", "kernel", "driver-build", "driver-source", "guest-65", "guest-56"} <= set(groups)
-    kernels = {groups[name].packages[0].version for name in ("kernel", "driver-build", "driver-source")}
-    assert len(kernels) == 1, f"image, headers and source of one kernel: {kernels}"
-    for version in ("65", "56"):
-        pins = {pin.name: pin for pin in groups[f"guest-{version}"].packages}
-        source = groups[f"rdma-core-source-{version}"].source
-        assert source is not None and pins["python3-pyverbs"].version == source.version
-        assert pins["ibverbs-providers"].accepts == f"{version}."
-    assert not groups["kernel"].wants("systemd") and groups["guest-65"].wants("perftest")
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("[a]\nsuites = x\npackages =\n  p 1.0\n", "expected NAME VERSION ACCEPTS"),
-        ("[a]\nsuites = x\npackages =\n  p 1.0 2.\n", "does not begin with 2."),
-        ("[a]\nsuites = x\n", "needs suites, and either packages or a source"),
-        ("[a]\nsuites = x\npakcages =\n  p 1.0 1.\n", "unknown key pakcages"),
-        ("nonsense", "cannot be read"),
-    ],
-)
-def test_a_bad_list_of_packages_is_refused(tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / "packages").write_text(text)
-    with pytest.raises(VmError, match=told) as error:
-        read_groups(tmp_path / "packages")
-    assert error.value.exit_code == EXIT_USAGE
 
 
 def test_the_exit_code_is_the_commands(
@@ -272,39 +241,6 @@ def test_results_stay_below_their_folder(tmp_path: Path) -> None:
     assert read_results(archive, into) == 1
     assert [path.name for path in into.rglob("*") if path.is_file()] == ["file"]
     assert not (tmp_path / "escaped").exists()
-
-
-def test_modules_come_in_the_order_that_they_load_in(tmp_path: Path) -> None:
-    base = tmp_path / "usr/lib/modules/1.0"
-    base.mkdir(parents=True)
-    (base / "modules.builtin").write_text("kernel/virtio.ko\n")
-    depends = {"ib_core": "", "ib_uverbs_support": "ib_core", "ib_uverbs": "ib_core,ib_uverbs_support"}
-    depends |= {"ib_umad": "ib_core", "rdma_ucm": "ib_core", "virtio_net": "virtio", "virtio_blk": ""}
-    for name, needs in depends.items():
-        (base / f"{name.replace('_', '-')}.ko").write_bytes(b"\0depends=" + needs.encode() + b"\0")
-    (tmp_path / "efa.ko").write_bytes(b"\0depends=ib_core\0")
-    files = collect(tmp_path, "1.0", tmp_path / "efa.ko")
-    lines = dict(line.split(":") for line in files["modules.dep"].decode().splitlines())
-    # modprobe begins at a line's end: what the others stand on is last.
-    assert lines["ib_uverbs.ko"].split() == ["ib_uverbs_support.ko", "ib_core.ko"]
-    assert lines["virtio_net.ko"].split() == []
-    (base / "rdma-ucm.ko").unlink()
-    with pytest.raises(VmError, match="kernel module rdma_ucm is not in"):
-        collect(tmp_path, "1.0", tmp_path / "efa.ko")
-
-
-@pytest.mark.skipif(not Path("/usr/bin/cpio").exists(), reason="needs the program cpio")
-def test_cpio_reads_what_we_write(tmp_path: Path) -> None:
-    with (tmp_path / "archive").open("wb") as out:
-        archive = CpioWriter(out)
-        archive.file("a/b/file", b"hello", 0o755)
-        archive.link("a/link", "b/file")
-        archive.close()
-    (tmp_path / "out").mkdir()
-    command = ["cpio", "-i", "--quiet", "-F", str(tmp_path / "archive")]
-    subprocess.run(command, cwd=tmp_path / "out", check=True, timeout=20)
-    assert (tmp_path / "out/a/link").read_bytes() == b"hello"
-    assert os.access(tmp_path / "out/a/b/file", os.X_OK)
 
 
 def test_a_set_tells_failed_from_late_from_left_out(tmp_path: Path) -> None:
