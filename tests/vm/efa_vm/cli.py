@@ -17,8 +17,8 @@ from .errors import EXIT_MISSING, EXIT_USAGE, VmError, say
 from .job import Job, quoted
 from .pins import read_groups
 from .session import Images, Options, Session
-from .sets import DEVICES as SET_DEVICES
-from .sets import PAGE_HEAD, SETS, Step, outcomes, script, steps_of, table
+from .sets import PAGE_HEAD, SETS, Step, TestSet, outcomes, script, steps_around, table
+from .transport_sets import TRANSPORT_SETS, package_files
 
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE_PROGRAM = "nvshmem-efa-pci"
@@ -26,6 +26,7 @@ PROFILES = ("efa2", "efa3", "efa4")
 RDMA_CORES = ("65", "56")
 GUESTS_MAX = 8
 DEVICES_MAX = 8
+ALL_SETS: dict[str, TestSet] = {**SETS, **TRANSPORT_SETS}
 SHELL_TIMEOUT_S = 8 * 3600
 EPILOG = """
 The command runs as root in the guest, in a folder that holds --files, and may leave files in /results. What it prints
@@ -42,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = made.add_argument
-    add("--set", choices=sorted(SETS), help="a named set of other projects' tests in place of a command, on 2 devices")
+    add("--set", choices=sorted(ALL_SETS), help="a named set of tests in place of a command (--list-sets)")
+    add("--list-sets", action="store_true", help="say what the sets are")
     add("--report", type=Path, metavar="FILE", help="with --set: a page to add its table to, in Markdown")
     add("--devices", type=int, default=None, metavar="N", help="EFA devices of each guest (default 0)")
     add("--profile", choices=PROFILES, default="efa3", help="the device generation (default efa3)")
@@ -73,10 +75,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.devices is None:
-        options.devices = SET_DEVICES if options.set else 0
-    if options.set and (options.command or options.shell or options.guests > 1 or options.devices < SET_DEVICES):
-        raise VmError(f"--set takes no command, one guest and at least {SET_DEVICES} devices", "", EXIT_USAGE)
+    if options.set:
+        _check_set(options, ALL_SETS[options.set])
+    options.devices = options.devices or 0
     if options.report and not options.set:
         raise VmError("--report goes with --set", "", EXIT_USAGE)
     for name, least, most in (("devices", 0, DEVICES_MAX), ("guests", 1, GUESTS_MAX), ("cpus", 1, 16)):
@@ -94,6 +95,15 @@ def _check(options: argparse.Namespace) -> None:
     for path in options.files:
         if not path.exists():
             raise VmError(f"--files {path}: not there", "", EXIT_USAGE)
+
+
+def _check_set(options: argparse.Namespace, chosen: TestSet) -> None:
+    """A set brings its own devices, guests and rdma-core."""
+    if options.command or options.shell or options.guests > 1 or options.devices is not None:
+        raise VmError("--set takes no command, --shell, --guests and --devices", "it has its own", EXIT_USAGE)
+    options.devices, options.guests = chosen.devices, chosen.guests
+    options.rdma_core = chosen.rdma_core or options.rdma_core
+    options.device_arg = [*chosen.device_arguments, *options.device_arg]
 
 
 def find_device_program(named: Path | None) -> Path:
@@ -127,6 +137,9 @@ def images(cache: Cache, rdma_core: str) -> Images:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.list_sets:
+        print("\n".join(f"{name:<16} {chosen.about}" for name, chosen in ALL_SETS.items()))
+        return 0
     _check(options)
     cache = Cache(default_folder(), read_groups())
     device_program = find_device_program(options.device_program) if options.devices else None
@@ -135,10 +148,11 @@ def _run(options: argparse.Namespace) -> int:
             images(cache, version)
             cache.root(f"rdma-core-source-{version}")
         return 0
-    steps = steps_of(options.set) if options.set else ()
+    chosen = ALL_SETS[options.set] if options.set else None
+    steps = steps_around(chosen) if chosen else ()
     job = Job(
         command=script(steps, options.profile) if steps else f"exec {quoted(options.command)}",
-        files=(*((path.name, path) for path in options.files), *(_set_files(cache, options) if steps else ())),
+        files=(*((path.name, path) for path in options.files), *_set_files(cache, options, chosen, device_program)),
         environment=dict(pair.split("=", 1) for pair in options.env),
         has_driver=not options.no_driver,
         is_shell=options.shell,
@@ -156,8 +170,15 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
-def _set_files(cache: Cache, options: argparse.Namespace) -> list[tuple[str, Path]]:
-    return [("rdma-core-tests", cache.root(f"rdma-core-source-{options.rdma_core}"))]
+def _set_files(
+    cache: Cache, options: argparse.Namespace, chosen: TestSet | None, device_program: Path | None
+) -> list[tuple[str, Path]]:
+    files = []
+    if chosen and chosen.takes_rdma_core_tests:
+        files.append(("rdma-core-tests", cache.root(f"rdma-core-source-{options.rdma_core}")))
+    if chosen and chosen.takes_package and device_program:
+        files += package_files(device_program)
+    return files
 
 
 def _session_options(options: argparse.Namespace, job: Job, device_program: Path | None) -> Options:
@@ -178,7 +199,8 @@ def _session_options(options: argparse.Namespace, job: Job, device_program: Path
 
 
 def _report(options: argparse.Namespace, steps: tuple[Step, ...]) -> None:
-    found = outcomes(steps, options.profile, options.results)
+    results = options.results / "guest0" if options.guests > 1 else options.results
+    found = outcomes(steps, options.profile, results)
     pins = read_groups()
     kernel = pins["kernel"].packages[0].version
     user_space = pins[f"rdma-core-source-{options.rdma_core}"].source

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The named sets of tests of other projects (tests/vm/run --set NAME), and the table of what they said."""
+"""Sets of steps for a guest (tests/vm/run --set NAME): other projects' tests; and the table of what they said."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ class Step:
     summary: str = ""  # lines of its log that go into the table
     explained: str = ""  # why it may fail: reported, but no failure of the set
     left_out: dict[str, str] = field(default_factory=dict)  # profile -> why it does not run there
+
+
+@dataclass(frozen=True)
+class TestSet:
+    about: str
+    steps: tuple[Step, ...]
+    devices: int = 2
+    guests: int = 1
+    rdma_core: str = ""  # the only version that it is for
+    device_arguments: tuple[str, ...] = ()
+    takes_package: bool = False  # our own package and scripts go into the guest
+    takes_rdma_core_tests: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,24 +117,25 @@ page, a new one is begun. Times are of an emulated machine that other work may h
 of the model. Tests of rdma-core that are skipped want what EFA does not have (device memory, memory windows, further
 kinds of queue pairs, CQ resizing) or a graphics card's dma-buf. "left out" and "explained" say why.
 """
-SETS: dict[str, tuple[Step, ...]] = {
-    "smoke": SMOKE,
-    "rdma-core": RDMA_CORE,
-    "perftest": PERFTEST,
-    "libfabric": LIBFABRIC,
-    "standard": (*SMOKE, *RDMA_CORE, *PERFTEST, *LIBFABRIC),
+SETS: dict[str, TestSet] = {
+    "smoke": TestSet("the devices are there", SMOKE),
+    "rdma-core": TestSet("rdma-core's own tests", RDMA_CORE, takes_rdma_core_tests=True),
+    "perftest": TestSet("perftest over SRD", PERFTEST),
+    "libfabric": TestSet("libfabric's tools", LIBFABRIC),
+    "standard": TestSet(
+        "all of these", (*SMOKE, *RDMA_CORE, *PERFTEST, *LIBFABRIC), takes_rdma_core_tests=True
+    ),
 }
 BEFORE = Step("counts-before", "rdma-counts before")
 AFTER = (
     Step("counts-after", "rdma-counts after"),
     Step("driver-reload", "rmmod efa && modprobe efa && sleep 0.2 && ibv_devices | grep efa_0"),
 )
-DEVICES = 2
 
 
-def steps_of(name: str) -> tuple[Step, ...]:
+def steps_around(chosen: TestSet) -> tuple[Step, ...]:
     """With the kernel's own counts of objects around them, and the driver unloaded and loaded at the end."""
-    return (BEFORE, *SETS[name], *AFTER)
+    return (BEFORE, *chosen.steps, *AFTER)
 
 
 def script(steps: tuple[Step, ...], profile: str) -> str:

@@ -20,7 +20,7 @@ namespace {
 
 constexpr size_t kPollMax = 64;
 constexpr uint64_t kConnectMs = 2000;       // QEMU gives a request up after 5 s, and connecting is part of one
-constexpr uint64_t kNapNs = 20'000;         // while something happened lately; messages of the guest end a nap at once
+constexpr uint64_t kNapNs = 100'000;        // while something happened lately; messages of the guest end a nap at once
 constexpr uint64_t kLongNapNs = 1'000'000;  // nothing for kLongIdleNs: only packets of peers have to wait for it
 constexpr uint64_t kLongIdleNs = 20'000'000;
 
