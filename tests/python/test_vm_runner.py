@@ -24,8 +24,9 @@ from efa_vm.errors import EXIT_MISSING, EXIT_TIMEOUT, EXIT_USAGE, VmError  # noq
 from efa_vm.job import Job, read_results  # noqa: E402
 from efa_vm.pins import read_groups  # noqa: E402
 from efa_vm.processes import RunFolder  # noqa: E402
-from efa_vm.session import Images, Options, Session  # noqa: E402
-from efa_vm.sets import SETS, Step, outcomes, script, steps_of, table  # noqa: E402
+from efa_vm.session import Images, Options, Session, arguments_of  # noqa: E402
+from efa_vm.sets import SETS, Step, GuestSet, outcomes, script, steps_around, table  # noqa: E402
+from efa_vm.transport_sets import TRANSPORT_SETS, package_files  # noqa: E402
 
 # Plays QEMU: stands where the unpacked loader would, and finds the files that it has to write in its arguments.
 FAKE_QEMU = """#!/bin/sh
@@ -280,7 +281,38 @@ def test_a_sets_script_fails_when_one_of_its_steps_does(tmp_path: Path) -> None:
     assert code_of(Step("a", "exit 3"), Step("b", "true")) == 1
 
 
-def test_the_sets_are_named_once_and_stand_in_standard() -> None:
-    names = [step.name for step in steps_of("standard")]
+@pytest.mark.parametrize("chosen", [*SETS.values(), *TRANSPORT_SETS.values()], ids=[*SETS, *TRANSPORT_SETS])
+def test_a_sets_steps_have_names_of_their_own(chosen: GuestSet) -> None:
+    names = [step.name for step in steps_around(chosen)]
     assert len(set(names)) == len(names), "a step's name is its log's file name"
-    assert all(step in SETS["standard"] for steps in SETS.values() for step in steps)
+    assert chosen.about
+
+
+def test_what_other_projects_test_stands_in_standard() -> None:
+    assert all(step in SETS["standard"].steps for chosen in SETS.values() for step in chosen.steps)
+
+
+def test_a_device_takes_the_arguments_for_all_and_its_own() -> None:
+    given = ("--seed", "1:--fault", "1:dead_rail=0@5", "0:--without", "0:a:b")
+    assert arguments_of(0, given) == ["--seed", "--without", "a:b"]
+    assert arguments_of(1, given) == ["--seed", "--fault", "dead_rail=0@5"]
+    assert arguments_of(2, given) == ["--seed"]
+
+
+def test_our_own_sets_need_a_build_with_the_device_cases(tmp_path: Path) -> None:
+    program = tmp_path / "nvshmem_efa/bin/nvshmem-efa-pci"
+    with pytest.raises(VmError, match="NVSHMEM_EFA_TESTS=ON") as refused:
+        package_files(program)
+    assert refused.value.exit_code == EXIT_MISSING
+    cases = tmp_path / "tests/device/efa-device-tests"
+    cases.parent.mkdir(parents=True)
+    cases.write_text("")
+    names = dict(package_files(program))
+    assert names["nvshmem_efa/lib"] == tmp_path / "nvshmem_efa/lib"
+    assert (names["transport"] / "common.sh").exists()
+
+
+def test_the_sets_are_listed() -> None:
+    done = run_cli("--list-sets")
+    assert done.returncode == 0
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {*SETS, *TRANSPORT_SETS}

@@ -17,7 +17,7 @@ from .errors import EXIT_MISSING, EXIT_USAGE, VmError, say
 from .job import Job, quoted
 from .pins import read_groups
 from .session import Images, Options, Session
-from .sets import PAGE_HEAD, SETS, Step, TestSet, outcomes, script, steps_around, table
+from .sets import PAGE_HEAD, SETS, Step, GuestSet, outcomes, script, steps_around, table
 from .transport_sets import TRANSPORT_SETS, package_files
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,7 +26,7 @@ PROFILES = ("efa2", "efa3", "efa4")
 RDMA_CORES = ("65", "56")
 GUESTS_MAX = 8
 DEVICES_MAX = 8
-ALL_SETS: dict[str, TestSet] = {**SETS, **TRANSPORT_SETS}
+ALL_SETS: dict[str, GuestSet] = {**SETS, **TRANSPORT_SETS}
 SHELL_TIMEOUT_S = 8 * 3600
 EPILOG = """
 The command runs as root in the guest, in a folder that holds --files, and may leave files in /results. What it prints
@@ -97,7 +97,7 @@ def _check(options: argparse.Namespace) -> None:
             raise VmError(f"--files {path}: not there", "", EXIT_USAGE)
 
 
-def _check_set(options: argparse.Namespace, chosen: TestSet) -> None:
+def _check_set(options: argparse.Namespace, chosen: GuestSet) -> None:
     """A set brings its own devices, guests and rdma-core."""
     if options.command or options.shell or options.guests > 1 or options.devices is not None:
         raise VmError("--set takes no command, --shell, --guests and --devices", "it has its own", EXIT_USAGE)
@@ -171,7 +171,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _set_files(
-    cache: Cache, options: argparse.Namespace, chosen: TestSet | None, device_program: Path | None
+    cache: Cache, options: argparse.Namespace, chosen: GuestSet | None, device_program: Path | None
 ) -> list[tuple[str, Path]]:
     files = []
     if chosen and chosen.takes_rdma_core_tests:

@@ -25,7 +25,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class TestSet:
+class GuestSet:
     about: str
     steps: tuple[Step, ...]
     devices: int = 2
@@ -117,12 +117,12 @@ page, a new one is begun. Times are of an emulated machine that other work may h
 of the model. Tests of rdma-core that are skipped want what EFA does not have (device memory, memory windows, further
 kinds of queue pairs, CQ resizing) or a graphics card's dma-buf. "left out" and "explained" say why.
 """
-SETS: dict[str, TestSet] = {
-    "smoke": TestSet("the devices are there", SMOKE),
-    "rdma-core": TestSet("rdma-core's own tests", RDMA_CORE, takes_rdma_core_tests=True),
-    "perftest": TestSet("perftest over SRD", PERFTEST),
-    "libfabric": TestSet("libfabric's tools", LIBFABRIC),
-    "standard": TestSet(
+SETS: dict[str, GuestSet] = {
+    "smoke": GuestSet("the devices are there", SMOKE),
+    "rdma-core": GuestSet("rdma-core's own tests", RDMA_CORE, takes_rdma_core_tests=True),
+    "perftest": GuestSet("perftest over SRD", PERFTEST),
+    "libfabric": GuestSet("libfabric's tools", LIBFABRIC),
+    "standard": GuestSet(
         "all of these", (*SMOKE, *RDMA_CORE, *PERFTEST, *LIBFABRIC), takes_rdma_core_tests=True
     ),
 }
@@ -133,7 +133,7 @@ AFTER = (
 )
 
 
-def steps_around(chosen: TestSet) -> tuple[Step, ...]:
+def steps_around(chosen: GuestSet) -> tuple[Step, ...]:
     """With the kernel's own counts of objects around them, and the driver unloaded and loaded at the end."""
     return (BEFORE, *chosen.steps, *AFTER)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import EXIT_MISSING, VmError
-from .sets import Step, TestSet
+from .sets import Step, GuestSet
 
 ROOT = Path(__file__).resolve().parents[3]
 CASES = r"^(FAIL|skip) \w+|^ *\d+ (queue pairs|regions|counters)(?=, then)"
@@ -64,8 +64,8 @@ def _lacking(index: int, capability: str, shown: str) -> Step:
     )
 
 
-TRANSPORT_SETS: dict[str, TestSet] = {
-    "transport": TestSet(
+TRANSPORT_SETS: dict[str, GuestSet] = {
+    "transport": GuestSet(
         "our verbs provider, host path, demo and conformance",
         (
             Step("device-cases", f"{HUGE_PAGES}; modprobe -q udmabuf; ./efa-device-tests", 150, CASES),
@@ -78,7 +78,7 @@ TRANSPORT_SETS: dict[str, TestSet] = {
         ),
         takes_package=True,
     ),
-    "transport-quick": TestSet(
+    "transport-quick": GuestSet(
         "the part of it that CI has time for",
         (
             Step("device-cases", f"{HUGE_PAGES}; ./efa-device-tests {SHORT_CASES} {MISTAKES}", 60, CASES),
@@ -87,17 +87,17 @@ TRANSPORT_SETS: dict[str, TestSet] = {
         ),
         takes_package=True,
     ),
-    "two-guests": TestSet(
+    "two-guests": GuestSet(
         "four PEs in two guests", (Step("demo-4-pes-2-guests", "sh transport/two_guests.sh", 150, VERDICT),),
         guests=2, takes_package=True,
     ),
-    "dead-rail": TestSet(
+    "dead-rail": GuestSet(
         "the second of two devices falls silent",
         (Step("dead-rail", "sh transport/dead_rail.sh", 90, NAMED),),
         device_arguments=("--timeout-ms", "4000", "1:--fault", "1:dead_rail=0@2000"),
         takes_package=True,
     ),
-    "capabilities": TestSet(
+    "capabilities": GuestSet(
         "devices that lack one capability each",
         tuple(_lacking(index, *pair) for index, pair in enumerate(LACKING)),
         devices=len(LACKING),
@@ -108,7 +108,7 @@ TRANSPORT_SETS: dict[str, TestSet] = {
         ),
         takes_package=True,
     ),
-    "old-rdma-core": TestSet(
+    "old-rdma-core": GuestSet(
         "a library that lacks what we need is refused by name",
         (
             Step("refusal", ". transport/common.sh; refused 'rdma-core v59' sh transport/short_demo.sh", 30,
