@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--results", type=Path, metavar="DIR", help="where what the command left in /results goes")
     add("--log", type=Path, metavar="FILE", help="also write the guests' consoles there")
     add("--device-logs", type=Path, metavar="DIR", help="where the device processes' logs go")
-    add("--timeout", type=float, default=300.0, metavar="S", help="for devices and guests together (default 300)")
+    add("--timeout", type=float, metavar="S", help="for devices and guests together (default 300, or the set's own)")
     add("--mem", type=int, default=1024, metavar="MB", help="memory of a guest (default 1024)")
     add("--cpus", type=int, default=2, metavar="N", help="processors of a guest (default 2)")
     add("--seed", type=int, default=1, metavar="N", help="of the first device; the others count on (default 1)")
@@ -78,6 +78,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.set:
         _check_set(options, ALL_SETS[options.set])
     options.devices = options.devices or 0
+    if options.timeout is None:
+        options.timeout = ALL_SETS[options.set].timeout_s if options.set else 300.0
     if options.report and not options.set:
         raise VmError("--report goes with --set", "", EXIT_USAGE)
     for name, least, most in (("devices", 0, DEVICES_MAX), ("guests", 1, GUESTS_MAX), ("cpus", 1, 16)):

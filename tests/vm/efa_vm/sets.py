@@ -30,6 +30,7 @@ class GuestSet:
     steps: tuple[Step, ...]
     devices: int = 2
     guests: int = 1
+    timeout_s: float = 300.0
     rdma_core: str = ""  # the only version that it is for
     device_arguments: tuple[str, ...] = ()
     takes_package: bool = False  # our own package and scripts go into the guest

@@ -76,6 +76,7 @@ TRANSPORT_SETS: dict[str, GuestSet] = {
             Step("killed-peer", "sh transport/killed_peer.sh", 60, NAMED),
             Step("100-runs", "sh transport/many_runs.sh 100", 90),
         ),
+        timeout_s=600.0,
         takes_package=True,
     ),
     "transport-quick": GuestSet(
