@@ -150,6 +150,14 @@ TEST(one_completion_queue_serves_sends_and_receives) {
     }
 }
 
+TEST(a_queue_pair_needs_no_receive_queue) {
+    Pair pair({.rq_depth = 0});
+    pair.a->fill(11);
+    CHECK_EQ(pair.a->run(pair.a->write(*pair.b, 1, 0, 0, 5000)), CqeStatus::kOk);
+    CHECK(same(*pair.a, 0, *pair.b, 0, 5000));
+    CHECK_EQ(pair.a->run(pair.a->send(*pair.b, 2, 0, 64)), CqeStatus::kRnr);
+}
+
 TEST(two_devices_reach_each_other) {
     Pair pair({}, 2);
     pair.a->fill(8);
@@ -164,16 +172,23 @@ TEST(counters_count_what_they_are_attached_to) {
     Pair pair;
     Nic& nic = pair.a->nic;
     if (!nic.info().caps.completion_counters) SKIP("no completion counters");
-    alignas(64) uint64_t words[4] = {};
-    uint64_t writes = 0, remote = 0;
+    alignas(64) uint64_t words[6] = {};
+    uint64_t writes = 0, remote = 0, reads = 0;
     CHECK_OK(nic.create_counter({&words[0], &words[1], MemoryKind::kHost}, &writes));
     CHECK_OK(nic.create_counter({&words[2], &words[3], MemoryKind::kHost}, &remote));
+    CHECK_OK(nic.create_counter({&words[4], &words[5], MemoryKind::kHost}, &reads));
     CHECK_OK(nic.attach_counter(pair.a->qp.handle, writes, kCountWrite));
+    CHECK_OK(nic.attach_counter(pair.a->qp.handle, reads, kCountRead));  // a second pass through RESET
     CHECK_OK(nic.attach_counter(pair.b->qp.handle, remote, kCountRemoteWrite));
     for (int i = 0; i < 10; ++i)
         CHECK_EQ(pair.a->run(pair.a->write(*pair.b, 1, 0, 0, 100'000)), CqeStatus::kOk);
     CHECK_EQ(__atomic_load_n(&words[0], __ATOMIC_ACQUIRE), 10u);  // pairs with the device's write
     CHECK_EQ(__atomic_load_n(&words[2], __ATOMIC_ACQUIRE), 10u);
+    if (nic.info().caps.rdma_read) {
+        CHECK_EQ(pair.a->run(pair.a->read(*pair.b, 1, 0, 0, 64)), CqeStatus::kOk);
+        CHECK_EQ(__atomic_load_n(&words[4], __ATOMIC_ACQUIRE), 1u);
+        CHECK_EQ(__atomic_load_n(&words[0], __ATOMIC_ACQUIRE), 10u);
+    }
     SendWqe bad = pair.a->write(*pair.b, 1, 0, 0, 8);
     bad.rdma.remote.rkey ^= 0x10000;
     CHECK(pair.a->run(bad) != CqeStatus::kOk);
@@ -183,6 +198,7 @@ TEST(counters_count_what_they_are_attached_to) {
     pair.b.reset();
     CHECK_OK(nic.destroy_counter(writes));
     CHECK_OK(nic.destroy_counter(remote));
+    CHECK_OK(nic.destroy_counter(reads));
 }
 
 TEST(memory_by_dma_buf_is_read_and_written_like_any_other) {

@@ -18,7 +18,7 @@ from .job import Job, quoted
 from .pins import read_groups
 from .session import Images, Options, Session
 from .sets import PAGE_HEAD, SETS, Step, GuestSet, outcomes, script, steps_around, table
-from .transport_sets import TRANSPORT_SETS, package_files
+from .transport_sets import TRANSPORT_PAGE_HEAD, TRANSPORT_SETS, package_files
 
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE_PROGRAM = "nvshmem-efa-pci"
@@ -207,11 +207,12 @@ def _report(options: argparse.Namespace, steps: tuple[Step, ...]) -> None:
     kernel = pins["kernel"].packages[0].version
     user_space = pins[f"rdma-core-source-{options.rdma_core}"].source
     version = user_space.version if user_space else options.rdma_core
-    title = f"## {options.profile}, rdma-core {version}, kernel {kernel} ({time.strftime('%Y-%m-%d')})"
+    head = TRANSPORT_PAGE_HEAD if options.set in TRANSPORT_SETS else PAGE_HEAD
+    title = f"## Set {options.set}: {options.profile}, rdma-core {version}, kernel {kernel} ({time.strftime('%Y-%m-%d')})"
     text = table(found, title)
     print(text)
     if options.report is not None:
-        text = ("\n" if options.report.exists() else PAGE_HEAD + "\n") + text
+        text = ("\n" if options.report.exists() else head + "\n") + text
         with options.report.open("a") as page:
             page.write(text)
 
