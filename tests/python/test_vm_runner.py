@@ -25,7 +25,7 @@ from efa_vm.job import Job, read_results  # noqa: E402
 from efa_vm.pins import read_groups  # noqa: E402
 from efa_vm.processes import RunFolder  # noqa: E402
 from efa_vm.session import Images, Options, Session, arguments_of  # noqa: E402
-from efa_vm.sets import SETS, Step, GuestSet, outcomes, script, steps_around, table  # noqa: E402
+from efa_vm.sets import SETS, GuestSet, Step, outcomes, script, steps_around, table  # noqa: E402
 from efa_vm.transport_sets import TRANSPORT_SETS, package_files  # noqa: E402
 
 # Plays QEMU: stands where the unpacked loader would, and finds the files that it has to write in its arguments.

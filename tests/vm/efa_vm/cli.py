@@ -17,7 +17,7 @@ from .errors import EXIT_MISSING, EXIT_USAGE, VmError, say
 from .job import Job, quoted
 from .pins import read_groups
 from .session import Images, Options, Session
-from .sets import PAGE_HEAD, SETS, Step, GuestSet, outcomes, script, steps_around, table
+from .sets import PAGE_HEAD, SETS, GuestSet, Step, outcomes, script, steps_around, table
 from .transport_sets import TRANSPORT_PAGE_HEAD, TRANSPORT_SETS, package_files
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -208,7 +208,8 @@ def _report(options: argparse.Namespace, steps: tuple[Step, ...]) -> None:
     user_space = pins[f"rdma-core-source-{options.rdma_core}"].source
     version = user_space.version if user_space else options.rdma_core
     head = TRANSPORT_PAGE_HEAD if options.set in TRANSPORT_SETS else PAGE_HEAD
-    title = f"## Set {options.set}: {options.profile}, rdma-core {version}, kernel {kernel} ({time.strftime('%Y-%m-%d')})"
+    day = time.strftime("%Y-%m-%d")
+    title = f"## Set {options.set}: {options.profile}, rdma-core {version}, kernel {kernel} ({day})"
     text = table(found, title)
     print(text)
     if options.report is not None:
