@@ -74,7 +74,12 @@ Status Program::start(const ProgramOptions& options) {
     device.faults.duplicate_ppm = static_cast<uint32_t>(knobs().soft_duplicate_ppm);
     device.faults.delay_ppm = static_cast<uint32_t>(knobs().soft_delay_ppm);
     device.faults.rnr_ppm = static_cast<uint32_t>(knobs().soft_rnr_ppm);
-    for (const PlannedFault& fault : faults) device.faults.dead_after_packets = fault.after_packets;
+    for (const PlannedFault& fault : faults) {
+        if (fault.kind != PlannedFault::Kind::kDeadRail || fault.which != 0)
+            return Status::error(Code::kConfig, "the one device of this process is dead_rail=0@packets",
+                                 "a fault of another device is planned: %s", knobs().soft_fault.c_str());
+        device.faults.dead_after_packets = fault.after_packets;
+    }
     device.seed = static_cast<uint64_t>(knobs().soft_seed) ^ mix64(wire.process_id);
     device.gid = gid;
     device.memory = memory_port_.get();
@@ -91,16 +96,16 @@ Status Program::start(const ProgramOptions& options) {
     return VfioUserServer::create(options.socket, function_.get(), &guest_, &server_);
 }
 
-// A destination that nobody plays is no error here, as it is none for hardware: what is sent there ends as unresponsive.
+// A destination that nobody plays (any more) is no error here, as it is none for hardware: what is sent there ends as
+// unresponsive. Only a peer that runs and cannot be this one's, by its version or settings, is refused.
 Status Program::find_peer(const Gid& gid) {
     if (gid == device_->gid()) return Status();
     PeerAddress address;
-    const Status found = fabric_ ? fabric_->find(gid, &address) : Status::error(Code::kPeer, nullptr, "no fabric");
-    if (!found.ok()) {
-        EFA_LOG(kInfo, "pci", "no device has the destination's GID: %s", found.message());
-        return Status();
-    }
-    return wire_->connect(address);
+    Status status = fabric_ ? fabric_->find(gid, &address) : Status::error(Code::kPeer, nullptr, "no fabric");
+    if (status.ok()) status = wire_->connect(address);
+    if (status.code() != Code::kPeer && status.code() != Code::kTimeout) return status;
+    EFA_LOG(kInfo, "pci", "no device answers at the destination's GID: %s", status.message());
+    return Status();
 }
 
 bool Program::turn() {
