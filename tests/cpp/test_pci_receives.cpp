@@ -15,7 +15,7 @@ struct Sides {
     CqView cq, recv_cq;
     QpView a, b;
     uint64_t page;
-    MrView mr;
+    MrView mr, mr_of_b;  // the same page, in the domain of each
     uint16_t ah;
 
     explicit Sides(uint8_t type = kQpTypeSrd, bool is_other_domain = false, const RigOptions& options = {})
@@ -28,7 +28,11 @@ struct Sides {
         ah = rig.make_ah();
         page = rig.alloc(kPage);
         mr = rig.make_mr(rig.mr_command(page, kPage, kAddr));
-        b = make(is_other_domain ? rig.make_id(AdminOpcode::kAllocPd) : rig.pd, type);
+        const uint16_t pd_of_b = is_other_domain ? rig.make_id(AdminOpcode::kAllocPd) : rig.pd;
+        b = make(pd_of_b, type);
+        RegMrCommand of_b = rig.mr_command(page, kPage, kAddr);
+        of_b.pd = pd_of_b;
+        mr_of_b = rig.make_mr(of_b);
     }
     QpView make(uint16_t pd, uint8_t type) {
         CreateQpCommand command = rig.qp_command(cq, recv_cq);
@@ -166,7 +170,7 @@ TEST(a_sender_is_known_in_the_domains_that_have_its_handle) {
         same.send(10);
         CHECK_EQ(same.received(&entry), 0);
         CHECK_EQ(entry.base.ah, same.ah);
-        other.post_piece(kAddr + 1000, 140, other.mr.lkey, 5, kFirst | kLast, true);
+        other.post_piece(kAddr + 1000, 140, other.mr_of_b.lkey, 5, kFirst | kLast, true);
         other.send(10);
         CHECK_EQ(other.received(&entry), 0);
         CHECK_EQ(entry.base.ah, kAhUnknown);
@@ -174,10 +178,56 @@ TEST(a_sender_is_known_in_the_domains_that_have_its_handle) {
     }
 }
 
+TEST(datagrams_are_the_only_messages_of_their_queue_pairs) {
+    Sides sides(kQpTypeUd);
+    for (SendOpcode opcode : {SendOpcode::kRdmaRead, SendOpcode::kRdmaWrite}) {
+        SendWqe wqe = sides.rig.wqe(sides.b, opcode, sides.a, sides.ah, 1);
+        wqe_set_remote(wqe, kAddr + 1000, 8, sides.mr.rkey);
+        wqe_set_local(wqe, kAddr, 8, sides.mr.lkey);
+        sides.rig.post(sides.b, wqe);
+        sides.rig.run(20);
+        CHECK_EQ(sides.sent(), static_cast<int>(CqeStatus::kUnsupportedOp));
+        // Nor are they a target.
+        QpView reliable = sides.make(sides.rig.pd, kQpTypeSrd);
+        wqe = sides.rig.wqe(reliable, opcode, sides.b, sides.ah, 2);
+        wqe_set_remote(wqe, kAddr + 1000, 8, sides.mr.rkey);
+        wqe_set_local(wqe, kAddr, 8, sides.mr.lkey);
+        sides.rig.post(reliable, wqe);
+        sides.rig.run(20);
+        CHECK_EQ(sides.sent(), static_cast<int>(CqeStatus::kBadDestQpn));
+    }
+}
+
+// A key is good for queue pairs of its region's domain, on both sides.
+TEST(memory_of_another_domain_is_no_memory) {
+    for (SendOpcode opcode : {SendOpcode::kRdmaRead, SendOpcode::kRdmaWrite}) {
+        for (const bool is_target : {false, true}) {
+            Sides sides;
+            const uint16_t other = sides.rig.make_id(AdminOpcode::kAllocPd);
+            QpView from = is_target ? sides.a : sides.make(other, kQpTypeSrd);
+            QpView to = is_target ? sides.make(other, kQpTypeSrd) : sides.b;
+            CreateAhCommand handle = sides.rig.ah_command(sides.rig.device->gid());
+            handle.pd = other;
+            CHECK_EQ(sides.rig.submit(AdminOpcode::kCreateAh, handle), S::kSuccess);
+            SendWqe wqe = sides.rig.wqe(from, opcode, to, sides.ah, 1);
+            wqe_set_remote(wqe, kAddr + 1000, 8, sides.mr.rkey);
+            wqe_set_local(wqe, kAddr, 8, sides.mr.lkey);
+            sides.rig.post(from, wqe);
+            sides.rig.run(20);
+            CHECK_EQ(sides.sent(),
+                     static_cast<int>(is_target ? CqeStatus::kRemoteBadAddress : CqeStatus::kInvalidLkey));
+        }
+    }
+    Sides sides(kQpTypeSrd, true);  // a receive of b's, in a's memory
+    sides.post_piece(kAddr + 1000, 100, sides.mr.lkey, 5, kFirst | kLast, true);
+    sides.send(10);
+    CHECK_EQ(sides.received(), static_cast<int>(CqeStatus::kInvalidLkey));
+}
+
 TEST(a_handle_of_another_domain_is_no_handle) {
     Sides sides(kQpTypeSrd, true);
     SendWqe wqe = sides.rig.wqe(sides.b, SendOpcode::kSend, sides.a, sides.ah, 1);
-    wqe_add_send_sge(wqe, kAddr, 8, sides.mr.lkey);
+    wqe_add_send_sge(wqe, kAddr, 8, sides.mr_of_b.lkey);
     sides.rig.post(sides.b, wqe);
     sides.rig.run(20);
     CHECK_EQ(sides.sent(), static_cast<int>(CqeStatus::kInvalidAh));

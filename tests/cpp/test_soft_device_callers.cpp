@@ -55,6 +55,25 @@ TEST(writes_and_reads_translate_the_callers_addresses) {
     CHECK(std::memcmp(&rig.b.memory[700'000], &rig.a.memory[1000], 9000) == 0);
 }
 
+TEST(peers_that_nothing_is_known_of_give_their_place_to_others) {
+    Rig rig;
+    AddressHandle kept;
+    Gid gid{};
+    gid.raw[0] = 0xfd;
+    CHECK_OK(rig.a.device->create_address_handle(gid, &kept));
+    for (uint32_t i = 1; i <= 40'000; ++i) {  // more than a device can tell apart at once
+        std::memcpy(gid.raw + 4, &i, sizeof i);
+        AddressHandle handle;
+        CHECK_OK(rig.a.device->create_address_handle(gid, &handle));
+        CHECK(handle.ahn != kept.ahn);
+        CHECK_OK(rig.a.device->destroy_address_handle(handle));
+    }
+    fill(rig.a);
+    rig.a.post(rig.write(rig.a, rig.b, 1, 256, 1000));
+    CHECK_EQ(rig.run_until_sent(rig.a).status, 0);
+    CHECK(std::memcmp(&rig.a.memory[256], &rig.b.memory[256], 1000) == 0);
+}
+
 TEST(a_send_of_two_pieces_and_a_receive_translate_too) {
     Caller caller;
     caller.ready();

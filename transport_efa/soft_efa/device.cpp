@@ -144,12 +144,12 @@ Status Device::register_memory(const MemoryAttr& attr, MemoryRegion* region) {
     return register_memory(attr, static_cast<uint8_t*>(attr.addr), region);
 }
 
-Status Device::register_memory(const MemoryAttr& attr, uint8_t* here, MemoryRegion* region) {
+Status Device::register_memory(const MemoryAttr& attr, uint8_t* here, MemoryRegion* region, uint16_t domain) {
     if (here == nullptr || attr.bytes == 0)
         return Status::error(Code::kInvalidArgument, "register at least one byte", "%s: empty memory region",
                              name().c_str());
     const uint64_t to_here = reinterpret_cast<uint64_t>(here) - reinterpret_cast<uint64_t>(attr.addr);
-    const Region* added = regions_.add(attr, to_here, static_cast<uint8_t>(prng_.next()));
+    const Region* added = regions_.add(attr, to_here, domain, static_cast<uint8_t>(prng_.next()));
     if (!added)
         return Status::error(Code::kResource, "register fewer, larger regions",
                              "%s: the device has no more memory regions (%u in use)", name().c_str(), caps().max_mrs);
@@ -165,7 +165,11 @@ Status Device::deregister_memory(uint32_t lkey) {
 }
 
 Status Device::create_address_handle(const Gid& gid, AddressHandle* ah, uint16_t domain) {
-    const uint32_t peer = peers_.find_or_add(gid);
+    uint32_t peer = peers_.find_or_add(gid);
+    if (peer == kNone && fetching_.empty()) {  // a packet whose payload is being fetched has its peer's number
+        peers_.forget_strangers();
+        peer = peers_.find_or_add(gid);
+    }
     if (peer == kNone || !peers_.add_handle(peer, domain, options_.profile.ahs_max))
         return Status::error(Code::kResource, "use fewer peers per device",
                              "%s: the device has no more address handles (%u)", name().c_str(),

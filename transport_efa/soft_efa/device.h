@@ -201,8 +201,8 @@ class Device {
     const std::string& name() const { return options_.name; }
     // The table's part of registration; the MemoryPort's part is the caller's (it may take long).
     Status register_memory(const MemoryAttr& attr, MemoryRegion* region);
-    // Memory that programs address from attr.addr on and that lies at `here` in this process.
-    Status register_memory(const MemoryAttr& attr, uint8_t* here, MemoryRegion* region);
+    // Memory that programs address from attr.addr on and that lies at `here` in this process; for one protection domain.
+    Status register_memory(const MemoryAttr& attr, uint8_t* here, MemoryRegion* region, uint16_t domain = 0);
     Status deregister_memory(uint32_t lkey);
     Status create_cq(const CqAttr& attr, Cq* cq);
     Status create_cq(const CqEntries& ring, uint64_t* handle);
@@ -272,7 +272,7 @@ class Device {
     CqeStatus fill_op(const QpSlot& qp, const SendWqe& wqe, Op& op) const;
     CqeStatus fill_send(const QpSlot& qp, const SendWqe& wqe, Op& op) const;
     CqeStatus fill_rdma(const QpSlot& qp, const SendWqe& wqe, Op& op) const;
-    CqeStatus check_sge(const Sge& sge, uint32_t access) const;
+    CqeStatus check_sge(const QpSlot& qp, const Sge& sge, uint32_t access) const;
     void schedule_op(uint32_t index, uint64_t extra_ns);
     void fail_qp(QpSlot& qp, const std::string& why);
     void flush_qp(QpSlot& qp);
@@ -306,6 +306,7 @@ class Device {
     void handle(uint32_t index);
     CqeStatus check_write(Arrival& arrival);
     CqeStatus check_send(Arrival& arrival);
+    const Region* target_of(const PacketHeader& header, const QpSlot& qp, uint32_t access) const;
     CqeStatus check_queue(const PacketHeader& header, uint32_t* qp) const;
     uint32_t find_incoming(const Arrival& arrival);
     void remove_incoming(uint32_t index);

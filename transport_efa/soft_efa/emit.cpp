@@ -79,7 +79,8 @@ bool Device::emit_op(uint32_t peer_index, uint32_t op_index, bool* is_done) {
     *is_done = true;
     if (!op.is_live) return true;  // flushed meanwhile
     for (int i = 0; i < op.n_sges; ++i) {
-        const CqeStatus status = check_sge(op.sges[i], op.opcode == SendOpcode::kRdmaRead ? kAccessLocalWrite : 0);
+        const uint32_t access = op.opcode == SendOpcode::kRdmaRead ? kAccessLocalWrite : 0;
+        const CqeStatus status = check_sge(qps_[op.qp], op.sges[i], access);
         if (status != CqeStatus::kOk) {  // deregistered since the doorbell
             complete_op(op_index, status);
             return true;

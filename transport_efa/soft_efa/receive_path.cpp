@@ -169,17 +169,25 @@ CqeStatus Device::check_queue(const PacketHeader& header, uint32_t* qp) const {
     return qps_[*qp].state == QpState::kReady ? CqeStatus::kOk : CqeStatus::kRemoteAbort;
 }
 
+// Null when the message may not go there.
+const Region* Device::target_of(const PacketHeader& header, const QpSlot& qp, uint32_t access) const {
+    const Region* region = regions_.by_rkey(header.rkey);
+    const bool is_good = region && region->domain == qp.domain && (region->access & access) &&
+                         region->covers(header.remote_addr, header.message_bytes);
+    return is_good ? region : nullptr;
+}
+
 CqeStatus Device::check_write(Arrival& arrival) {
     const PacketHeader& header = arrival.header;
     if (peers_[arrival.peer].handles == 0) return CqeStatus::kUnknownPeer;
     const CqeStatus status = check_queue(header, &arrival.qp);
     if (status != CqeStatus::kOk) return status;
+    if (qps_[arrival.qp].is_ud) return CqeStatus::kBadDestQpn;
     const bool sender_is_unsolicited = header.flags & kPacketUnsolicited;
     if ((header.flags & kPacketHasImm) && sender_is_unsolicited != qps_[arrival.qp].attr.unsolicited_recv)
         return CqeStatus::kFeatureMismatch;
-    const Region* region = regions_.by_rkey(header.rkey);
-    if (!region || !region->covers(header.remote_addr, header.message_bytes) || !(region->access & kAccessRemoteWrite))
-        return CqeStatus::kRemoteBadAddress;
+    const Region* region = target_of(header, qps_[arrival.qp], kAccessRemoteWrite);
+    if (!region) return CqeStatus::kRemoteBadAddress;
     arrival.target = region->here(header.remote_addr + header.segment_offset);
     return CqeStatus::kOk;
 }
@@ -207,7 +215,8 @@ CqeStatus Device::check_send(Arrival& arrival) {
         const RecvWqe& piece = receive.pieces[i];
         const uint64_t addr = piece.addr_lo | (static_cast<uint64_t>(piece.addr_hi) << 32);
         const Region* region = regions_.by_lkey(piece.lkey_ctrl & kLkeyMask);
-        is_good = region && region->covers(addr, piece.length) && (region->access & kAccessLocalWrite);
+        is_good = region && region->domain == qp.domain && region->covers(addr, piece.length) &&
+                  (region->access & kAccessLocalWrite);
         if (is_good) targets[i] = region->here(addr);
     }
     if (!is_good) {
@@ -236,10 +245,9 @@ void Device::handle_read_request(uint32_t index) {
     const PacketHeader& header = arrival.header;
     uint32_t qp;
     CqeStatus status = peers_[arrival.peer].handles == 0 ? CqeStatus::kUnknownPeer : check_queue(header, &qp);
-    const Region* region = regions_.by_rkey(header.rkey);
-    if (status == CqeStatus::kOk && (!region || !region->covers(header.remote_addr, header.message_bytes) ||
-                                     !(region->access & kAccessRemoteRead)))
-        status = CqeStatus::kRemoteBadAddress;
+    if (status == CqeStatus::kOk && qps_[qp].is_ud) status = CqeStatus::kBadDestQpn;
+    const Region* region = status == CqeStatus::kOk ? target_of(header, qps_[qp], kAccessRemoteRead) : nullptr;
+    if (status == CqeStatus::kOk && !region) status = CqeStatus::kRemoteBadAddress;
     const uint32_t answer_index = status == CqeStatus::kOk ? answers_.take() : kNone;
     if (answer_index == kNone) {
         refuse(index, status == CqeStatus::kOk ? CqeStatus::kRemoteAbort : status);
@@ -277,7 +285,7 @@ void Device::handle_read_response(uint32_t index) {
         drop_arrival(index);  // completed with an error meanwhile, or never asked for
         return;
     }
-    const CqeStatus status = check_sge(op->sges[0], kAccessLocalWrite);
+    const CqeStatus status = check_sge(qps_[op->qp], op->sges[0], kAccessLocalWrite);
     if (status != CqeStatus::kOk) {
         complete_op(static_cast<uint32_t>(header.message), status);
         drop_arrival(index);

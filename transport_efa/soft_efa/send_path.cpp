@@ -138,6 +138,8 @@ CqeStatus Device::fill_op(const QpSlot& qp, const SendWqe& wqe, Op& op) const {
     CqeStatus status = CqeStatus::kUnsupportedOp;
     if (op.opcode == SendOpcode::kSend) {
         status = fill_send(qp, wqe, op);
+    } else if (qp.is_ud) {
+        return status;
     } else if ((op.opcode == SendOpcode::kRdmaRead && caps().rdma_read && !op.is_inline && !op.has_imm) ||
                (op.opcode == SendOpcode::kRdmaWrite && caps().rdma_write)) {
         status = fill_rdma(qp, wqe, op);
@@ -163,7 +165,7 @@ CqeStatus Device::fill_send(const QpSlot& qp, const SendWqe& wqe, Op& op) const 
     }
     if (op.bytes > caps().mtu) return CqeStatus::kBadLength;
     for (int i = 0; i < op.n_sges; ++i) {
-        const CqeStatus status = check_sge(op.sges[i], 0);
+        const CqeStatus status = check_sge(qp, op.sges[i], 0);
         if (status != CqeStatus::kOk) return status;
     }
     return CqeStatus::kOk;
@@ -184,13 +186,14 @@ CqeStatus Device::fill_rdma(const QpSlot& qp, const SendWqe& wqe, Op& op) const 
     if (op.bytes > caps().max_rdma_bytes) return CqeStatus::kBadLength;
     op.n_sges = 1;
     op.sges[0] = wqe.rdma.local;
-    return check_sge(op.sges[0], op.opcode == SendOpcode::kRdmaRead ? kAccessLocalWrite : 0);
+    return check_sge(qp, op.sges[0], op.opcode == SendOpcode::kRdmaRead ? kAccessLocalWrite : 0);
 }
 
-CqeStatus Device::check_sge(const Sge& sge, uint32_t access) const {
+CqeStatus Device::check_sge(const QpSlot& qp, const Sge& sge, uint32_t access) const {
     const Region* region = regions_.by_lkey(sge.lkey);
     const uint64_t addr = sge.addr_lo | (static_cast<uint64_t>(sge.addr_hi) << 32);
-    const bool is_good = region && region->covers(addr, sge.length) && (region->access & access) == access;
+    const bool is_good = region && region->domain == qp.domain && region->covers(addr, sge.length) &&
+                         (region->access & access) == access;
     return is_good ? CqeStatus::kOk : CqeStatus::kInvalidLkey;
 }
 

@@ -5,7 +5,7 @@
 
 namespace nvshmem_efa::soft {
 
-Region* RegionTable::add(const MemoryAttr& attr, uint64_t to_here, uint8_t salt) {
+Region* RegionTable::add(const MemoryAttr& attr, uint64_t to_here, uint16_t domain, uint8_t salt) {
     if (used_ >= bound_) return nullptr;
     uint32_t index;
     if (!free_.empty()) {
@@ -23,6 +23,7 @@ Region* RegionTable::add(const MemoryAttr& attr, uint64_t to_here, uint8_t salt)
     region.kind = attr.kind;
     region.access = attr.access;
     region.to_here = to_here;
+    region.domain = domain;
     region.lkey = index | (static_cast<uint32_t>(++generations_[index]) << 16);
     region.rkey = region.lkey | (static_cast<uint32_t>(salt) << 24);
     return &region;
@@ -47,6 +48,7 @@ uint64_t PeerTable::hash_gid(const Gid& gid) {
 void PeerTable::rehash(size_t slots) {
     slots_.assign(slots, kNone);
     for (uint32_t i = 0; i < peers_.size(); ++i) {
+        if (peers_[i].is_free) continue;
         size_t at = hash_gid(peers_[i].gid) & (slots - 1);
         while (slots_[at] != kNone) at = (at + 1) & (slots - 1);
         slots_[at] = i;
@@ -61,13 +63,31 @@ uint32_t PeerTable::find_or_add(const Gid& gid) {
         if (peers_[slots_[at]].gid == gid) return last_found_ = slots_[at];
         at = (at + 1) & (slots_.size() - 1);
     }
-    if (peers_.size() >= kPeersMax) return kNone;
-    peers_.emplace_back();
-    peers_.back().gid = gid;
-    const auto index = static_cast<uint32_t>(peers_.size() - 1);
+    if (free_peers_.empty() && peers_.size() >= kPeersMax) return kNone;
+    auto index = static_cast<uint32_t>(peers_.size());
+    if (free_peers_.empty()) {
+        peers_.emplace_back();
+    } else {
+        index = free_peers_.back();
+        free_peers_.pop_back();
+        peers_[index] = Peer{};
+    }
+    peers_[index].gid = gid;
     slots_[at] = index;
     if (peers_.size() * 2 > slots_.size()) rehash(slots_.size() * 2);
     return last_found_ = index;
+}
+
+void PeerTable::forget_strangers() {
+    for (uint32_t i = 0; i < peers_.size(); ++i) {
+        Peer& peer = peers_[i];
+        const bool is_idle = peer.outgoing.empty() && peer.answers.empty() && peer.ready.empty() && !peer.is_listed;
+        if (peer.is_free || peer.handles != 0 || peer.arrivals != 0 || !is_idle) continue;
+        peer.is_free = true;
+        free_peers_.push_back(i);
+    }
+    last_found_ = kNone;
+    rehash(slots_.size());
 }
 
 bool PeerTable::add_handle(uint32_t index, uint16_t domain, uint32_t ahs_max) {

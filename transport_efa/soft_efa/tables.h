@@ -20,6 +20,7 @@ struct Region {
     uint32_t access = 0;
     uint32_t lkey = 0;  // 24 bits: number and generation; 0 when free
     uint32_t rkey = 0;
+    uint16_t domain = 0;   // whose queue pairs may use it: a protection domain, where a front has several
     uint64_t to_here = 0;  // added to an address that programs use gives ours; 0 unless a PCI front mapped the memory
     bool covers(uint64_t at, uint64_t length) const {
         return at >= addr && length <= bytes && at - addr <= bytes - length;
@@ -33,7 +34,7 @@ class RegionTable {
    public:
     explicit RegionTable(uint32_t bound) : bound_(bound) {}
     // Null when the table is full. `salt` goes to the upper bits of the rkey.
-    Region* add(const MemoryAttr& attr, uint64_t to_here, uint8_t salt);
+    Region* add(const MemoryAttr& attr, uint64_t to_here, uint16_t domain, uint8_t salt);
     bool remove(uint32_t lkey);
     const Region* by_lkey(uint32_t lkey) const {
         const uint32_t index = lkey & 0xffffu;
@@ -65,6 +66,7 @@ struct Peer {
     PoolList answers;           // read requests that we answer
     PoolList ready;             // work requests whose time to leave has come
     bool is_listed = false;     // on the device's list of peers with something to send
+    bool is_free = false;       // its number is for the next one
     // Exports of ours that this peer could not resolve lately: their bytes travel in packets.
     uint64_t refused_exports[8] = {};
     uint32_t n_refused = 0;
@@ -78,6 +80,8 @@ class PeerTable {
    public:
     // The peer's number, making it if needed; kNone at the bound.
     uint32_t find_or_add(const Gid& gid);
+    // Frees the numbers of peers without a handle that nothing ever came from and nothing waits for.
+    void forget_strangers();
     uint32_t by_ahn(uint16_t ahn) const {  // kNone when the handle is not known
         return ahn < by_ahn_.size() ? by_ahn_[ahn] : kNone;
     }
@@ -95,6 +99,7 @@ class PeerTable {
     std::vector<uint32_t> slots_;  // open addressing, power of two, kNone when free
     std::vector<uint32_t> by_ahn_;
     std::vector<uint16_t> free_ahns_;
+    std::vector<uint32_t> free_peers_;
     uint32_t last_found_ = kNone;
 };
 

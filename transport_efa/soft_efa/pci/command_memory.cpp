@@ -35,8 +35,8 @@ AdminStatus Commands::reg_mr(const AdminCommand& raw, AdminReply* reply) {
                   (command.permissions & kMrRemoteWrite ? kAccessRemoteWrite : 0) |
                   (command.permissions & kMrRemoteRead ? kAccessRemoteRead : 0);
     MemoryRegion region;
-    if (Status status = device_.register_memory(attr, mr.pages.data() + region_pages.first_byte, &region); !status.ok())
-        return refuse(status);
+    uint8_t* const here = mr.pages.data() + region_pages.first_byte;
+    if (Status status = device_.register_memory(attr, here, &region, command.pd); !status.ok()) return refuse(status);
     objects_.mrs.emplace(region.lkey, std::move(mr));
     ++pd->users;
     RegMrReply body{};
