@@ -21,6 +21,16 @@ uint64_t guid_of(const Gid& gid) {
     return halves[0] ^ halves[1];
 }
 
+// A guest's text, up to its NUL, for the log: no line breaks or control characters of its choice.
+template <size_t N>
+std::string printable(const char (&text)[N]) {
+    std::string clean(text, strnlen(text, N));
+    for (char& one : clean) {
+        if (one < ' ' || one > '~') one = '?';
+    }
+    return clean;
+}
+
 }  // namespace
 
 bool Commands::has_feature(Feature feature) const {
@@ -139,7 +149,7 @@ AdminStatus Commands::set_feature(const FeatureCommand& command, uint8_t flags) 
             return refuse(AdminStatus::kMalformedRequest, "host information without its buffer");
         if (!parts_.memory->read(command.control.addr(), &info, sizeof info))
             return refuse(AdminStatus::kMalformedRequest, "host information outside of RAM");
-        EFA_LOG(kInfo, "pci", "%s: driven by kernel %.128s", device_.name().c_str(), info.os);
+        EFA_LOG(kInfo, "pci", "%s: driven by kernel %s", device_.name().c_str(), printable(info.os).c_str());
         return AdminStatus::kSuccess;
     }
     return refuse(AdminStatus::kIllegalParameter, "feature %u cannot be set", command.feature);

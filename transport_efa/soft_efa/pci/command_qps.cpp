@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Queue pairs: rings in BAR 2 and the guest's memory, doorbells in the doorbell BAR, the states of verbs.
+#include <algorithm>
 #include <bit>
 
 #include "nvshmem_efa/ring.h"
