@@ -23,6 +23,10 @@ SKIP_EXIT_CODE = 77
 SANITIZED_SEEDS = 50  # histories of each ABI under a sanitizer, in place of 2500
 NOT_UNDER = {  # (program, sanitizer, or "" for each of them): why not
     ("test_histories", "thread"): "one thread runs everything: ThreadSanitizer has nothing to look for",
+    ("test_soft_device", "thread"): "one thread, as in test_histories",
+    ("test_soft_device_callers", "thread"): "one thread, as in test_histories",
+    ("test_soft_device_network", "thread"): "one thread, as in test_histories",
+    ("test_soft_device_world", "thread"): "one thread, as in test_histories",
     ("test_pe_program", "thread"): "the PEs are processes: ThreadSanitizer cannot see how their devices order writes",
     ("test_shim", ""): "a sanitizer's own dlopen looks in other folders than the program's, and cannot be preloaded",
 }

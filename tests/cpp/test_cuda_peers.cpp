@@ -65,8 +65,12 @@ void own(int socket) {
     auto port = make(100, 0, "direct");
     const uint64_t block = fake_cuda_alloc(1 << 20);
     const uint64_t pieces = fake_cuda_alloc_vmm(kPiece, kFds, 1);
-    for (uint64_t i = 0; i < (1 << 20); ++i) static_cast<uint8_t*>(fake_cuda_cpu(block))[i] = pattern(i);
-    for (uint64_t i = 0; i < kFds * kPiece; ++i) *static_cast<uint8_t*>(fake_cuda_cpu(pieces + i)) = pattern(i + 5);
+    auto* const cpu = static_cast<uint8_t*>(fake_cuda_cpu(block));
+    for (uint64_t i = 0; i < (1 << 20); ++i) cpu[i] = pattern(i);
+    for (uint64_t piece = 0; piece < kFds; ++piece) {  // each is somewhere else for the CPU
+        auto* const at = static_cast<uint8_t*>(fake_cuda_cpu(pieces + piece * kPiece));
+        for (uint64_t i = 0; i < kPiece; ++i) at[i] = pattern(piece * kPiece + i + 5);
+    }
     Message message;
     CHECK_OK(port->add_local(attr_of(block, 4096), &message.first));
     CHECK_OK(port->add_local(attr_of(block + 65536, 4096), &message.second));
