@@ -244,6 +244,17 @@ def test_results_stay_below_their_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "escaped").exists()
 
 
+def test_results_that_break_off_are_named(tmp_path: Path) -> None:
+    (tmp_path / "content").write_bytes(b"x" * 4096)
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        tar.add(tmp_path / "content", "first")
+        tar.add(tmp_path / "content", "second")
+    for bytes_left in (100, 3000, 4608, 6000, 9216):
+        (tmp_path / "part.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:bytes_left])
+        with pytest.raises(VmError, match="damaged"):
+            read_results(tmp_path / "part.tar", tmp_path / "into")
+
+
 def test_a_set_tells_failed_from_late_from_left_out(tmp_path: Path) -> None:
     steps = (
         Step("good", "true"),

@@ -13,6 +13,9 @@ from pathlib import Path
 from .errors import EXIT_USAGE, VmError
 
 
+END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
+
+
 @dataclass(frozen=True)
 class Job:
     command: str  # for the guest's sh
@@ -69,14 +72,24 @@ def read_results(path: Path, into: Path) -> int:
     if not path.exists() or path.stat().st_size == 0:
         return 0
     count = 0
-    with tarfile.open(path) as archive:
-        for entry in archive:
-            name = os.path.normpath(entry.name)
-            if not entry.isreg() or name.startswith(("/", "..")):
-                continue
-            content = archive.extractfile(entry)
-            assert content is not None
-            (into / name).parent.mkdir(parents=True, exist_ok=True)
-            (into / name).write_bytes(content.read())
-            count += 1
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for entry in archive:
+                name = os.path.normpath(entry.name)
+                if not entry.isreg() or name.startswith(("/", "..")):
+                    continue
+                content = archive.extractfile(entry)
+                assert content is not None
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                (into / name).write_bytes(content.read())
+                count += 1
+        with path.open("rb") as file:  # an archive that breaks off between its members is read without a complaint
+            file.seek(-len(END_OF_ARCHIVE), os.SEEK_END)
+            if file.read() != END_OF_ARCHIVE:
+                raise tarfile.ReadError("its end is missing")
+    except tarfile.TarError as error:
+        raise VmError(
+            f"what the guest left in /results came back damaged ({error}); {count} files are in {into}",
+            "had the guest memory for it? --mem gives it more",
+        ) from error
     return count
