@@ -201,7 +201,7 @@ class Device {
     const std::string& name() const { return options_.name; }
     // The table's part of registration; the MemoryPort's part is the caller's (it may take long).
     Status register_memory(const MemoryAttr& attr, MemoryRegion* region);
-    // Memory that programs address from attr.addr on and that lies at `here` in this process; for one protection domain.
+    // Memory that programs address from attr.addr on, that lies at `here` in this process, and of one protection domain.
     Status register_memory(const MemoryAttr& attr, uint8_t* here, MemoryRegion* region, uint16_t domain = 0);
     Status deregister_memory(uint32_t lkey);
     Status create_cq(const CqAttr& attr, Cq* cq);

@@ -50,8 +50,8 @@ struct Profile {
 // "efa2", "efa3" or "efa4"; kConfig otherwise.
 Status find_profile(const char* name, Profile* profile);
 
-// Takes capabilities away, comma-separated: rdma_read, rdma_write, rnr_retry, unsolicited, inline_write, req_id_64, counters,
-// data_polling_128. kConfig names one that is unknown.
+// Takes capabilities away, comma-separated: rdma_read, rdma_write, rnr_retry, unsolicited, inline_write, req_id_64,
+// counters, data_polling_128. kConfig names one that is unknown.
 Status remove_capabilities(const std::string& names, NicCaps* caps);
 
 }  // namespace nvshmem_efa::soft

@@ -51,7 +51,8 @@ Status check_file(int fd, uint64_t offset, uint64_t bytes) {
     }
     const int seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
-        return Status::error(Code::kInvalidArgument, "give QEMU its memory as -object memory-backend-memfd,share=on (seal=on is its default)",
+        return Status::error(Code::kInvalidArgument,
+                             "give QEMU its memory as -object memory-backend-memfd,share=on (seal=on is its default)",
                              "the memory's file could be shrunk while it is used (%s)",
                              seals < 0 ? "it knows no seals" : "no F_SEAL_SHRINK");
     }
@@ -114,7 +115,8 @@ Status GuestMemory::add_range(uint64_t guest_addr, uint64_t bytes, int fd, uint6
                              "guest memory at 0x%" PRIx64 ", 0x%" PRIx64 " bytes, file offset 0x%" PRIx64, guest_addr, bytes, file_offset);
     }
     if (wraps(guest_addr, bytes) || wraps(file_offset, bytes)) {
-        return Status::error(Code::kInvalidArgument, nullptr, "guest memory at 0x%" PRIx64 " with 0x%" PRIx64 " bytes wraps", guest_addr, bytes);
+        return Status::error(Code::kInvalidArgument, nullptr, "guest memory at 0x%" PRIx64 " with 0x%" PRIx64 " bytes wraps",
+                             guest_addr, bytes);
     }
     if (overlaps(guest_addr, bytes)) {
         return Status::error(Code::kInvalidArgument, "unmap the old range first",
@@ -126,7 +128,8 @@ Status GuestMemory::add_range(uint64_t guest_addr, uint64_t bytes, int fd, uint6
     uint64_t mapped_bytes = 0;
     for (const auto& other : ranges_) mapped_bytes += other->host ? other->bytes : 0;
     if (range->fd.is_open() && (bytes > kAddressesMax || mapped_bytes > kAddressesMax - bytes)) {
-        return Status::error(Code::kResource, nullptr, "with 0x%" PRIx64 " bytes more the guest has over 0x%" PRIx64 " bytes of memory", bytes,
+        return Status::error(Code::kResource, nullptr,
+                             "with 0x%" PRIx64 " bytes more the guest has over 0x%" PRIx64 " bytes of memory", bytes,
                              kAddressesMax);
     }
     if (range->fd.is_open()) {
@@ -135,7 +138,8 @@ Status GuestMemory::add_range(uint64_t guest_addr, uint64_t bytes, int fd, uint6
         void* mapped = mmap(nullptr, bytes, protection, MAP_SHARED | MAP_NORESERVE, fd, static_cast<off_t>(file_offset));
         if (mapped == MAP_FAILED) {
             return Status::error(errno == ENOMEM ? Code::kResource : Code::kInvalidArgument, nullptr,
-                                 "cannot map 0x%" PRIx64 " bytes of guest memory at 0x%" PRIx64 ": %s", bytes, guest_addr, std::strerror(errno));
+                                 "cannot map 0x%" PRIx64 " bytes of guest memory at 0x%" PRIx64 ": %s", bytes, guest_addr,
+                                 std::strerror(errno));
         }
         range->host = static_cast<uint8_t*>(mapped);
     }
@@ -213,7 +217,8 @@ Status GuestMemory::check_run(Run run) const {
     while (run.bytes > 0) {
         const size_t at = position_of(run.guest_addr);
         if (at == ranges_.size() || !ranges_[at]->host || !ranges_[at]->is_writable) {
-            return Status::error(Code::kInvalidArgument, nullptr, "guest address 0x%" PRIx64 " is not RAM that may be written", run.guest_addr);
+            return Status::error(Code::kInvalidArgument, nullptr,
+                                 "guest address 0x%" PRIx64 " is not RAM that may be written", run.guest_addr);
         }
         const uint64_t part = std::min(run.bytes, ranges_[at]->last() - run.guest_addr + 1);
         run.guest_addr += part;
@@ -249,13 +254,14 @@ Status GuestMemory::map_run(Run run, uint8_t* to, size_t* pieces) const {
 Status GuestMemory::map_runs(const std::vector<Run>& runs, uint64_t bytes, MappedPages* mapped) const {
     for (const Run& run : runs) EFA_TRY(check_run(run));
     if (!take(&in_use().bytes, bytes, kAddressesMax)) {
-        return Status::error(Code::kResource, "register less memory", "with 0x%" PRIx64 " bytes more the guest has over 0x%" PRIx64 " mapped", bytes,
-                             kAddressesMax);
+        return Status::error(Code::kResource, "register less memory",
+                             "with 0x%" PRIx64 " bytes more the guest has over 0x%" PRIx64 " mapped", bytes, kAddressesMax);
     }
     void* reserved = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (reserved == MAP_FAILED) {
         in_use().bytes.fetch_sub(bytes, std::memory_order_relaxed);
-        return Status::error(Code::kResource, "register less memory", "cannot reserve 0x%" PRIx64 " bytes of addresses for guest memory: %s", bytes,
+        return Status::error(Code::kResource, "register less memory",
+                             "cannot reserve 0x%" PRIx64 " bytes of addresses for guest memory: %s", bytes,
                              std::strerror(errno));
     }
     uint8_t* const base = static_cast<uint8_t*>(reserved);
@@ -280,7 +286,8 @@ Status GuestMemory::map_pages(const std::vector<uint64_t>& pages, uint32_t page_
     std::vector<Run> runs;
     for (const uint64_t page : pages) {
         if (page % page_bytes != 0 || wraps(page, page_bytes)) {
-            return Status::error(Code::kInvalidArgument, nullptr, "guest page 0x%" PRIx64 " is not aligned to 2^%u bytes, or wraps", page, page_shift);
+            return Status::error(Code::kInvalidArgument, nullptr,
+                                 "guest page 0x%" PRIx64 " is not aligned to 2^%u bytes, or wraps", page, page_shift);
         }
         if (!runs.empty() && page == runs.back().guest_addr + runs.back().bytes) {
             runs.back().bytes += page_bytes;

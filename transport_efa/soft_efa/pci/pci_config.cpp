@@ -39,8 +39,8 @@ Status check_msix(const PciIdentity& identity) {
                              identity.msix_bar, identity.bars[identity.msix_bar].bytes);
     }
     if (identity.bars[identity.msix_bar].fd >= 0) {
-        return Status::error(Code::kInvalidArgument, "put it into a BAR without a file", "the MSI-X table lies in BAR %d, which the guest maps",
-                             identity.msix_bar);
+        return Status::error(Code::kInvalidArgument, "put it into a BAR without a file",
+                             "the MSI-X table lies in BAR %d, which the guest maps", identity.msix_bar);
     }
     return Status();
 }
@@ -49,8 +49,8 @@ Status check_bar(const PciIdentity& identity, int index) {
     const Bar& bar = identity.bars[index];
     const bool is_power_of_two = (bar.bytes & (bar.bytes - 1)) == 0;
     if (bar.bytes < kPage || !is_power_of_two || (!bar.is_64 && bar.bytes > (uint64_t{1} << 31))) {
-        return Status::error(Code::kInvalidArgument, "a power of two, at least 4096, at most 2^31 if not of 64 bits", "BAR %d has 0x%" PRIx64 " bytes",
-                             index, bar.bytes);
+        return Status::error(Code::kInvalidArgument, "a power of two, at least 4096, at most 2^31 if not of 64 bits",
+                             "BAR %d has 0x%" PRIx64 " bytes", index, bar.bytes);
     }
     if (bar.is_64 && (index + 1 == kBars || identity.bars[index + 1].bytes != 0)) {
         return Status::error(Code::kInvalidArgument, "leave the BAR after it out", "BAR %d has 64 bits and no room for them", index);

@@ -50,11 +50,12 @@ Status VfioUserChannel::receive_part(uint8_t* to, size_t bytes, size_t* got, Res
 Status VfioUserChannel::check_header() const {
     const VfioUserHeader& header = partial_.header;
     if ((header.flags & kVfioUserTypeMask) != 0) {
-        return Status::error(Code::kProtocol, kHint, "a message of type %u; a client sends commands only", header.flags & kVfioUserTypeMask);
+        return Status::error(Code::kProtocol, kHint, "a message of type %u; a client sends commands only",
+                             header.flags & kVfioUserTypeMask);
     }
     if (header.bytes < sizeof header || header.bytes > kVfioUserMessageMax) {
-        return Status::error(Code::kProtocol, kHint, "a message of %u bytes (command %u); from %zu to %u are possible", header.bytes, header.command,
-                             sizeof header, kVfioUserMessageMax);
+        return Status::error(Code::kProtocol, kHint, "a message of %u bytes (command %u); from %zu to %u are possible",
+                             header.bytes, header.command, sizeof header, kVfioUserMessageMax);
     }
     return Status();
 }

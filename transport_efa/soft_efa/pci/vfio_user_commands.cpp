@@ -185,7 +185,8 @@ VfioUserCommands::Answer VfioUserCommands::irq_info(const VfioUserMessage& messa
     VfioUserIrqInfo info;
     if (!parse(message, &info) || info.argsz < sizeof info || info.index >= kIrqTypes) return {EINVAL, {}, -1};
     const bool is_msix = info.index == VFIO_PCI_MSIX_IRQ_INDEX;
-    return {0, bytes_of(VfioUserIrqInfo{sizeof info, is_msix ? VFIO_IRQ_INFO_EVENTFD : 0u, info.index, is_msix ? vectors_.count() : 0}), -1};
+    info = {sizeof info, is_msix ? VFIO_IRQ_INFO_EVENTFD : 0u, info.index, is_msix ? vectors_.count() : 0};
+    return {0, bytes_of(info), -1};
 }
 
 VfioUserCommands::Answer VfioUserCommands::set_irqs(VfioUserMessage* message) {

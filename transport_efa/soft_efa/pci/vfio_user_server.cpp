@@ -49,7 +49,8 @@ Status remove_stale(const std::string& path, const sockaddr_un& address) {
         return socket_error(Code::kConfig, "choose a folder that this user may write", path, "cannot be looked at");
     }
     if (!S_ISSOCK(found.st_mode)) {
-        return Status::error(Code::kConfig, "choose another path, or remove it yourself", "vfio-user socket %s: something else is there", path.c_str());
+        return Status::error(Code::kConfig, "choose another path, or remove it yourself",
+                             "vfio-user socket %s: something else is there", path.c_str());
     }
     const Fd probe(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     const int result = connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
@@ -57,7 +58,8 @@ Status remove_stale(const std::string& path, const sockaddr_un& address) {
         return Status::error(Code::kConfig, "choose another path, or end the process that listens there",
                              "vfio-user socket %s: another process listens", path.c_str());
     }
-    if (unlink(path.c_str()) != 0) return socket_error(Code::kConfig, "remove it yourself", path, "nobody listens, but it cannot be removed");
+    if (unlink(path.c_str()) != 0)
+        return socket_error(Code::kConfig, "remove it yourself", path, "nobody listens, but it cannot be removed");
     return Status();
 }
 
@@ -97,7 +99,8 @@ class Server final : public VfioUserServer {
             EFA_TRY(client_->receive(&result, &message));
             if (result == VfioUserChannel::Result::kNothing) return Status();
             if (result == VfioUserChannel::Result::kEnd) {
-                return Status::error(Code::kPeer, nullptr, "the vfio-user client left%s", client_->is_mid_message() ? " in the middle of a message" : "");
+                return Status::error(Code::kPeer, nullptr, "the vfio-user client left%s",
+                                     client_->is_mid_message() ? " in the middle of a message" : "");
             }
             EFA_TRY(commands_.handle(&message, client_.get()));
         }
