@@ -78,6 +78,19 @@ def test_every_error_code_has_a_place_in_troubleshooting() -> None:
     assert [code for code in CODES if f"## {code}" not in text] == []
 
 
+def test_every_place_that_a_hint_names_exists() -> None:
+    sources = [*(ROOT / "transport_efa").rglob("*.cpp"), *(ROOT / "python").rglob("*.py")]
+    named = {found for path in sources for found in re.findall(r"docs/([\w-]+\.md)(?:#([\w-]+))?", path.read_text())}
+    assert len(named) > 3
+    for page, anchor in named:
+        text = (ROOT / "docs" / page).read_text()
+        headings = {
+            re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-")
+            for line in re.findall(r"^#+ (.*)", text, re.M)
+        }
+        assert not anchor or anchor in headings, f"{page} has no #{anchor}"
+
+
 def test_the_readme_shows_both_commands_on_its_first_screen() -> None:
     first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
     assert "nvshmem-efa demo" in first_screen

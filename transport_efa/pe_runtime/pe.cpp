@@ -3,14 +3,18 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 #include "clock.h"
 #include "log.h"
 
 namespace nvshmem_efa::pe {
 namespace {
+
+constexpr int kBootstrapTurns = 30;  // of 10 ms
 
 bool may_follow_from_a_peer(Code code) {
     return code == Code::kPeer || code == Code::kTimeout || code == Code::kDevice || code == Code::kInternal;
@@ -186,12 +190,18 @@ void Pe::fail(const Status& why) {
         if (is_failed()) return;
         failure_code_ = why.code();
         failure_ = why.message();
-        // What the plugin saw may only follow from the death of a peer: the bootstrap knows.
-        if (bootstrap_ && may_follow_from_a_peer(why.code()))
-            if (Status peers = bootstrap_->check_peers(); !peers.ok() && failure_ != peers.message()) {
+        // What the plugin saw may only follow from the death of a peer: the bootstrap knows, a moment later perhaps.
+        if (bootstrap_ && may_follow_from_a_peer(why.code())) {
+            Status peers = bootstrap_->check_peers();
+            for (int turn = 0; peers.ok() && turn < kBootstrapTurns; ++turn) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(10));
+                peers = bootstrap_->check_peers();
+            }
+            if (!peers.ok() && failure_ != peers.message()) {
                 failure_ = std::string(peers.message()) + " (seen here as: " + failure_ + ")";
                 failure_code_ = peers.code();
             }
+        }
         failed_.store(true, std::memory_order_release);  // pairs with is_failed()
     }
     if (bootstrap_) bootstrap_->abort(why);

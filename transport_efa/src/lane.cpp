@@ -25,16 +25,27 @@ const char* status_hint(CqeStatus status) {
         case CqeStatus::kUnrespRemote:
         case CqeStatus::kUnreachRemote:
         case CqeStatus::kRemoteAbort: return "that PE or its network is gone; look at its log and restart the job";
-        case CqeStatus::kUnknownPeer: return "the peer must create its address handle first; see docs/troubleshooting.md#unknown_peer";
+        case CqeStatus::kBadDestQpn: return "that PE has ended, or left the job; look at its log and restart the job";
+        case CqeStatus::kUnknownPeer:
+            return "that PE has ended, or has no address handle for us; see docs/troubleshooting.md#device";
         case CqeStatus::kRemoteBadAddress: return "the target address or its rkey is not valid any more; was the heap freed there?";
         case CqeStatus::kRnr: return "the peer's agent does not keep up; is that process stopped?";
-        default: return "see docs/troubleshooting.md#device-status";
+        default: return "see docs/troubleshooting.md#device";
     }
 }
 
+// A process that dies beside a living device is not silent: the kernel destroys its address handles and queue pairs, and
+// its device answers for them.
 bool is_peer_fault(CqeStatus status) {
-    return status == CqeStatus::kUnrespRemote || status == CqeStatus::kUnreachRemote || status == CqeStatus::kRemoteAbort ||
-           status == CqeStatus::kRnr;
+    switch (status) {
+        case CqeStatus::kUnrespRemote:
+        case CqeStatus::kUnreachRemote:
+        case CqeStatus::kRemoteAbort:
+        case CqeStatus::kRnr:
+        case CqeStatus::kBadDestQpn:
+        case CqeStatus::kUnknownPeer: return true;
+        default: return false;
+    }
 }
 
 }  // namespace

@@ -65,6 +65,7 @@ def _lacking(index: int, capability: str, shown: str) -> Step:
     )
 
 
+KILLED_PEER = Step("killed-peer", "sh transport/killed_peer.sh", 60, NAMED)
 TRANSPORT_SETS: dict[str, GuestSet] = {
     "transport": GuestSet(
         "our verbs provider, host path, demo and conformance",
@@ -77,7 +78,7 @@ TRANSPORT_SETS: dict[str, GuestSet] = {
             _demo(2),
             _demo(4),
             *(_conformance(abi) for abi in (3, 4, 6, 7)),
-            Step("killed-peer", "sh transport/killed_peer.sh", 60, NAMED),
+            KILLED_PEER,
             Step("100-runs", "sh transport/many_runs.sh 100", 90),
         ),
         timeout_s=600.0,
@@ -88,6 +89,7 @@ TRANSPORT_SETS: dict[str, GuestSet] = {
         (
             Step("device-cases", f"{HUGE_PAGES}; ./efa-device-tests {SHORT_CASES} {MISTAKES}", 60, CASES),
             _demo(2),
+            KILLED_PEER,
             Step("10-runs", "sh transport/many_runs.sh 10", 30),
         ),
         takes_package=True,
