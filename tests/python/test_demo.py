@@ -152,7 +152,8 @@ def test_a_demo_on_devices_says_what_is_missing_where_there_are_none(command: Co
     assert done.returncode == ExitCode.MISSING
     result = json.loads(done.stdout)
     assert result["times_are"] == "of this machine's EFA devices"
-    assert "kMissing" in result["errors"][0] and "hint" in result["errors"][0]
+    first = result["errors"][0]
+    assert first.startswith("PE 0: missing: ") and "no EFA device on this machine" in first and "hint" in first
     assert command("demo", "--device", "--gpu").returncode == ExitCode.USAGE
 
 
