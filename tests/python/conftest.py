@@ -14,6 +14,14 @@ from running import Command
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's shell does not change what is tested."""
+    for name in list(os.environ):
+        if name.startswith("NVSHMEM"):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def clean_env() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("NVSHMEM", "LD_PRELOAD"))}

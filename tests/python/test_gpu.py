@@ -20,7 +20,7 @@ GPU_TESTS = ROOT / "tests" / "gpu"
 BUILD_TIMEOUT_S = 900
 DEADLINE_S = 500
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(BUILD_TIMEOUT_S + DEADLINE_S + 60)]
+pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("gpus"), pytest.mark.timeout(BUILD_TIMEOUT_S + DEADLINE_S + 60)]
 
 
 def missing() -> str | None:

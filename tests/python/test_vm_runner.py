@@ -90,7 +90,7 @@ def test_offline_with_an_empty_cache_says_what_is_missing(tmp_path: Path) -> Non
         (tools / name).write_text("#!/bin/sh\necho 'E: Could not resolve the mirror' >&2\nexit 100\n")
         (tools / name).chmod(0o755)
     cache = tmp_path / "cache"
-    env = {"PATH": f"{tools}:{os.environ['PATH']}", "NVSHMEM_EFA_VM_CACHE": str(cache)}
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "EFA_VM_CACHE": str(cache)}
     done = run_cli("--", "true", env=env)
     assert done.returncode == EXIT_MISSING, done.stderr
     pin = read_groups()["kernel"].packages[0]

@@ -61,7 +61,7 @@ def find_mirror(sources: Path = SOURCES_DIR) -> Mirror:
     raise VmError(
         f"no source of Debian packages in {sources}",
         "this needs a Debian system whose apt sources name a Debian mirror (a URI that ends in /debian), "
-        "or a cache that was filled on one (NVSHMEM_EFA_VM_CACHE)",
+        "or a cache that was filled on one (EFA_VM_CACHE)",
         EXIT_MISSING,
     )
 
@@ -128,7 +128,7 @@ class Archive:
             told += [line for line in done.stderr.splitlines() if line.startswith("E:")]
             raise VmError(
                 f"{' '.join(arguments[:3])} failed:\n  " + "\n  ".join(told[-6:]),
-                "without a network, use a cache that was filled with one (NVSHMEM_EFA_VM_CACHE)",
+                "without a network, use a cache that was filled with one (EFA_VM_CACHE)",
                 EXIT_MISSING,
             )
         return done.stdout

@@ -25,7 +25,7 @@ DOCUMENTATION = ("./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./
 
 
 def default_folder() -> Path:
-    named = os.environ.get("NVSHMEM_EFA_VM_CACHE")
+    named = os.environ.get("EFA_VM_CACHE")
     if named:
         return Path(named).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nvshmem-efa" / "vm"
@@ -52,7 +52,7 @@ class Cache:
                     if time.monotonic() > deadline:
                         raise VmError(
                             f"another run has held the cache {self.folder} for {LOCK_TIMEOUT_S} s",
-                            "end it, or use a cache of your own (NVSHMEM_EFA_VM_CACHE)",
+                            "end it, or use a cache of your own (EFA_VM_CACHE)",
                             EXIT_TIMEOUT,
                         ) from None
                     time.sleep(0.2)
