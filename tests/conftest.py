@@ -27,6 +27,7 @@ THREADED = (
     "test_pe_bootstrap", "test_pe_plugin", "test_pe_runtime", "test_plugin_files", "test_plugin_memory",
     "test_soft_device_engine", "test_verbs_nic", "test_wire", "test_wire_shm", "test_words", "test_words_cuda",
 )  # fmt: skip
+JOBS = ("test_pe_program",)  # each case is several busy processes: one at a time, as in tests/python/test_demo.py
 NOT_SANITIZED = {  # program: why not
     "test_shim": "a sanitizer's own dlopen looks in other folders than the program's, and cannot be preloaded",
 }
@@ -113,7 +114,10 @@ class CppProgram(pytest.File):
         if listed.returncode != 0:
             raise self.CollectError(f"{program.name} --list failed with {listed.returncode}:\n{listed.stderr}")
         for name in listed.stdout.split():
-            yield CppCase.from_parent(self, name=name, program=program)
+            case = CppCase.from_parent(self, name=name, program=program)
+            if self.path.stem in JOBS:
+                case.add_marker(pytest.mark.xdist_group("jobs"))
+            yield case
 
 
 class CppFailure(Exception):

@@ -20,6 +20,7 @@ from nvshmem_efa.demo import DemoOptions, run_demo
 from nvshmem_efa.errors import ExitCode
 
 SECONDS_MAX = 20
+pytestmark = pytest.mark.xdist_group("jobs")  # several busy processes each: not beside one another
 
 
 @pytest.fixture
