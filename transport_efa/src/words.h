@@ -7,15 +7,10 @@
 #include <memory>
 
 #include "fabric/fabric.h"
+#include "nvshmem_efa/records.h"
 #include "status.h"
 
 namespace nvshmem_efa {
-
-// What is done to a word. Numbers are ours; plugin.cpp maps NVSHMEM's opcodes.
-enum class WordOp : uint8_t { kFetch, kSet, kAdd, kAnd, kOr, kXor, kSwap, kCompareSwap };
-
-// kFloat: 2 bytes is IEEE half, 4 single, 8 double. Only kAdd cares.
-enum class WordType : uint8_t { kInteger, kFloat };
 
 struct WordRequest {
     uint64_t addr = 0;  // aligned to its size
