@@ -4,9 +4,7 @@
 // Source of every offset and bit: efa_io_defs.h of rdma-core (field table in docs/efa-descriptors.md).
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
+#include "nvshmem_efa/rtc_types.h"
 
 #if defined(__CUDACC__)
 #define NVSHMEM_EFA_HD __host__ __device__
@@ -57,11 +55,11 @@ struct TxMeta {
     uint16_t req_id_ex[3];  // request-id bits 16..63, on queues with 64-bit ids
 };
 static_assert(sizeof(TxMeta) == 32, "the meta descriptor is 32 bytes");
-static_assert(offsetof(TxMeta, ctrl1) == 0x02 && offsetof(TxMeta, ctrl2) == 0x03);
-static_assert(offsetof(TxMeta, dest_qp_num) == 0x04 && offsetof(TxMeta, length) == 0x06);
-static_assert(offsetof(TxMeta, immediate) == 0x08 && offsetof(TxMeta, ah) == 0x0c);
-static_assert(offsetof(TxMeta, ctrl3) == 0x0e && offsetof(TxMeta, qkey) == 0x10);
-static_assert(offsetof(TxMeta, req_id_ex) == 0x1a);
+NVSHMEM_EFA_LAYOUT(offsetof(TxMeta, ctrl1) == 0x02 && offsetof(TxMeta, ctrl2) == 0x03);
+NVSHMEM_EFA_LAYOUT(offsetof(TxMeta, dest_qp_num) == 0x04 && offsetof(TxMeta, length) == 0x06);
+NVSHMEM_EFA_LAYOUT(offsetof(TxMeta, immediate) == 0x08 && offsetof(TxMeta, ah) == 0x0c);
+NVSHMEM_EFA_LAYOUT(offsetof(TxMeta, ctrl3) == 0x0e && offsetof(TxMeta, qkey) == 0x10);
+NVSHMEM_EFA_LAYOUT(offsetof(TxMeta, req_id_ex) == 0x1a);
 
 struct Sge {
     uint32_t length;
@@ -69,7 +67,7 @@ struct Sge {
     uint32_t addr_lo;
     uint32_t addr_hi;
 };
-static_assert(sizeof(Sge) == 16 && offsetof(Sge, lkey) == 4 && offsetof(Sge, addr_lo) == 8 && offsetof(Sge, addr_hi) == 12);
+NVSHMEM_EFA_LAYOUT(sizeof(Sge) == 16 && offsetof(Sge, lkey) == 4 && offsetof(Sge, addr_lo) == 8 && offsetof(Sge, addr_hi) == 12);
 
 struct RemoteAddr {
     uint32_t length;
@@ -77,7 +75,7 @@ struct RemoteAddr {
     uint32_t addr_lo;
     uint32_t addr_hi;
 };
-static_assert(sizeof(RemoteAddr) == 16 && offsetof(RemoteAddr, rkey) == 4 && offsetof(RemoteAddr, addr_lo) == 8);
+NVSHMEM_EFA_LAYOUT(sizeof(RemoteAddr) == 16 && offsetof(RemoteAddr, rkey) == 4 && offsetof(RemoteAddr, addr_lo) == 8);
 
 // One send descriptor. A 64-byte slot holds its first half.
 struct alignas(16) SendWqe {
@@ -96,9 +94,9 @@ struct alignas(16) SendWqe {
     };
 };
 static_assert(sizeof(SendWqe) == kSlotBytesLarge);
-static_assert(offsetof(SendWqe, send_sges) == 0x20 && offsetof(SendWqe, send_inline) == 0x20);
-static_assert(offsetof(SendWqe, rdma.remote) == 0x20 && offsetof(SendWqe, rdma.local) == 0x30);
-static_assert(offsetof(SendWqe, rdma.write_inline) == 0x30);
+NVSHMEM_EFA_LAYOUT(offsetof(SendWqe, send_sges) == 0x20 && offsetof(SendWqe, send_inline) == 0x20);
+NVSHMEM_EFA_LAYOUT(offsetof(SendWqe, rdma.remote) == 0x20 && offsetof(SendWqe, rdma.local) == 0x30);
+NVSHMEM_EFA_LAYOUT(offsetof(SendWqe, rdma.write_inline) == 0x30);
 
 // lkey_ctrl of a receive descriptor.
 inline constexpr uint32_t kRecvFirst = 1u << 30;
@@ -111,8 +109,8 @@ struct RecvWqe {
     uint16_t length;
     uint32_t lkey_ctrl;
 };
-static_assert(sizeof(RecvWqe) == 16 && offsetof(RecvWqe, req_id) == 8 && offsetof(RecvWqe, length) == 10);
-static_assert(offsetof(RecvWqe, lkey_ctrl) == 12);
+NVSHMEM_EFA_LAYOUT(sizeof(RecvWqe) == 16 && offsetof(RecvWqe, req_id) == 8 && offsetof(RecvWqe, length) == 10);
+NVSHMEM_EFA_LAYOUT(offsetof(RecvWqe, lkey_ctrl) == 12);
 
 // flags of a completion.
 inline constexpr uint8_t kCqePhase = 1u << 0;
@@ -152,8 +150,9 @@ struct TxCqe {
     uint16_t req_id_ex[3];
     uint32_t reserved;
 };
-static_assert(sizeof(TxCqe) == 16 && offsetof(TxCqe, status) == 2 && offsetof(TxCqe, flags) == 3);
-static_assert(offsetof(TxCqe, qp_num) == 4 && offsetof(TxCqe, req_id_ex) == 6 && offsetof(TxCqe, reserved) == 12);
+inline constexpr size_t kCqeFlagsAt = 3;  // in entries of both kinds
+NVSHMEM_EFA_LAYOUT(sizeof(TxCqe) == 16 && offsetof(TxCqe, status) == 2 && offsetof(TxCqe, flags) == kCqeFlagsAt);
+NVSHMEM_EFA_LAYOUT(offsetof(TxCqe, qp_num) == 4 && offsetof(TxCqe, req_id_ex) == 6 && offsetof(TxCqe, reserved) == 12);
 
 struct RxCqe {
     uint16_t req_id;
@@ -165,8 +164,8 @@ struct RxCqe {
     uint16_t src_qp_num;
     uint32_t immediate;
 };
-static_assert(sizeof(RxCqe) == 16 && offsetof(RxCqe, length) == 6 && offsetof(RxCqe, ah) == 8);
-static_assert(offsetof(RxCqe, src_qp_num) == 10 && offsetof(RxCqe, immediate) == 12);
+NVSHMEM_EFA_LAYOUT(sizeof(RxCqe) == 16 && offsetof(RxCqe, length) == 6 && offsetof(RxCqe, ah) == 8);
+NVSHMEM_EFA_LAYOUT(offsetof(RxCqe, src_qp_num) == 10 && offsetof(RxCqe, immediate) == 12);
 
 struct RxCqeEx {
     RxCqe base;
@@ -175,7 +174,7 @@ struct RxCqeEx {
         uint8_t src_gid[16];  // when ah is kAhUnknown and the CQ was created with SGID
     };
 };
-static_assert(sizeof(RxCqeEx) == 32 && offsetof(RxCqeEx, src_gid) == 16);
+NVSHMEM_EFA_LAYOUT(sizeof(RxCqeEx) == 32 && offsetof(RxCqeEx, src_gid) == 16);
 
 // Where a descriptor goes: the destination of an SRD message.
 struct WqeTarget {
@@ -280,7 +279,9 @@ NVSHMEM_EFA_HD inline uint32_t cqe_recv_length(const RxCqeEx& cqe, bool entry_is
     return (hi << 16) | cqe.base.length;
 }
 
+#if !defined(__CUDACC_RTC__)
 // What a status means, for messages and docs.
 const char* cqe_status_text(CqeStatus status);
+#endif
 
 }  // namespace nvshmem_efa

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loads, stores and fences by name of scope and order: PTX on the GPU, builtins of the compiler on the CPU, so that the
+// code above is one text for both. `_gpu`: among posters, all on one GPU (CPU: all threads). `_sys`: towards the device
+// and the host. PTX ISA 8.0, sections "ld", "st", "atom", "membar/fence".
+#pragma once
+
+#include "nvshmem_efa/ring.h"
+
+// A test's scheduler: called before every access below, on the CPU, so that it can let other posters run in between.
+#if defined(NVSHMEM_EFA_STEP_HOOK) && !defined(__CUDA_ARCH__)
+#define NVSHMEM_EFA_STEP() NVSHMEM_EFA_STEP_HOOK()
+#else
+#define NVSHMEM_EFA_STEP() static_cast<void>(0)
+#endif
+
+namespace nvshmem_efa::order {
+
+// 16 bytes that are stored at once.
+struct alignas(16) Bytes16 {
+    uint64_t low;
+    uint64_t high;
+};
+
+#if defined(__CUDA_ARCH__)
+
+__device__ inline uint32_t load_relaxed_gpu(const uint32_t* from) {
+    uint32_t value;
+    asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+__device__ inline uint64_t load_acquire_gpu(const uint64_t* from) {
+    uint64_t value;
+    asm volatile("ld.acquire.gpu.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+    return value;
+}
+// Acquire towards a store whose address does not exist until a branch on the value is taken. A GPU issues no store
+// before its branch, so a relaxed load is enough there; the CPU's race detector knows no such rule and gets an acquire.
+__device__ inline uint64_t load_before_branch_gpu(const uint64_t* from) {
+    uint64_t value;
+    asm volatile("ld.relaxed.gpu.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+    return value;
+}
+__device__ inline void store_release_gpu(uint64_t* to, uint64_t value) {
+    asm volatile("st.release.gpu.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
+__device__ inline void store_release_gpu(uint32_t* to, uint32_t value) {
+    asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ inline uint32_t fetch_add_relaxed_gpu(uint32_t* at, uint32_t value) {
+    uint32_t before;
+    asm volatile("atom.add.relaxed.gpu.u32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(value) : "memory");
+    return before;
+}
+__device__ inline uint32_t exchange_acquire_gpu(uint32_t* at, uint32_t value) {
+    uint32_t before;
+    asm volatile("atom.exch.acquire.gpu.b32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(value) : "memory");
+    return before;
+}
+__device__ inline void max_release_gpu(uint64_t* at, uint64_t value) {
+    asm volatile("red.max.release.gpu.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+__device__ inline uint64_t load_acquire_sys(const uint64_t* from) {
+    uint64_t value;
+    asm volatile("ld.acquire.sys.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+    return value;
+}
+__device__ inline uint8_t load_acquire_sys(const uint8_t* from) {
+    uint32_t value;
+    asm volatile("ld.acquire.sys.u8 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return static_cast<uint8_t>(value);
+}
+__device__ inline void store_release_sys(uint32_t* to, uint32_t value) {
+    asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ inline void store_relaxed_sys(uint32_t* to, uint32_t value) {
+    asm volatile("st.relaxed.sys.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ inline void fence_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+__device__ inline void store_doorbell(uint32_t* doorbell, uint32_t value) {
+    fence_sys();
+    store_relaxed_sys(doorbell, value);
+}
+__device__ inline void store_bytes16(void* to, const Bytes16& bytes) {
+    asm volatile("st.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(bytes.low), "l"(bytes.high) : "memory");
+}
+__device__ inline void store_note(Bytes16* to, const Bytes16& bytes) { store_bytes16(to, bytes); }
+__device__ inline Bytes16 load_note(const Bytes16* from) {
+    Bytes16 bytes;
+    asm volatile("ld.v2.u64 {%0, %1}, [%2];" : "=l"(bytes.low), "=l"(bytes.high) : "l"(from) : "memory");
+    return bytes;
+}
+__device__ inline void pause() { __nanosleep(20); }
+__device__ inline uint64_t clock_ticks() { return static_cast<uint64_t>(clock64()); }
+
+#else  // the CPU
+
+NVSHMEM_EFA_HD inline uint32_t load_relaxed_gpu(const uint32_t* from) {
+    NVSHMEM_EFA_STEP();
+    return __atomic_load_n(from, __ATOMIC_RELAXED);
+}
+NVSHMEM_EFA_HD inline uint64_t load_acquire_gpu(const uint64_t* from) {
+    NVSHMEM_EFA_STEP();
+    return __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
+NVSHMEM_EFA_HD inline uint64_t load_before_branch_gpu(const uint64_t* from) { return load_acquire_gpu(from); }
+NVSHMEM_EFA_HD inline void store_release_gpu(uint64_t* to, uint64_t value) {
+    NVSHMEM_EFA_STEP();
+    __atomic_store_n(to, value, __ATOMIC_RELEASE);
+}
+NVSHMEM_EFA_HD inline void store_release_gpu(uint32_t* to, uint32_t value) {
+    NVSHMEM_EFA_STEP();
+    __atomic_store_n(to, value, __ATOMIC_RELEASE);
+}
+NVSHMEM_EFA_HD inline uint32_t fetch_add_relaxed_gpu(uint32_t* at, uint32_t value) {
+    NVSHMEM_EFA_STEP();
+    return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+}
+NVSHMEM_EFA_HD inline uint32_t exchange_acquire_gpu(uint32_t* at, uint32_t value) {
+    NVSHMEM_EFA_STEP();
+    return __atomic_exchange_n(at, value, __ATOMIC_ACQUIRE);
+}
+NVSHMEM_EFA_HD inline void max_release_gpu(uint64_t* at, uint64_t value) {
+    NVSHMEM_EFA_STEP();
+    uint64_t seen = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (seen < value && !__atomic_compare_exchange_n(at, &seen, value, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+    }
+}
+NVSHMEM_EFA_HD inline uint64_t load_acquire_sys(const uint64_t* from) { return load_acquire_gpu(from); }
+NVSHMEM_EFA_HD inline uint8_t load_acquire_sys(const uint8_t* from) {
+    NVSHMEM_EFA_STEP();
+    return __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
+NVSHMEM_EFA_HD inline void store_release_sys(uint32_t* to, uint32_t value) { store_release_gpu(to, value); }
+NVSHMEM_EFA_HD inline void store_relaxed_sys(uint32_t* to, uint32_t value) {
+    NVSHMEM_EFA_STEP();
+    __atomic_store_n(to, value, __ATOMIC_RELAXED);
+}
+NVSHMEM_EFA_HD inline void fence_sys() {
+    NVSHMEM_EFA_STEP();
+    wc_flush();
+}
+NVSHMEM_EFA_HD inline void store_doorbell(uint32_t* doorbell, uint32_t value) {
+    fence_sys();
+    __atomic_store_n(doorbell, value, __ATOMIC_RELEASE);
+}
+NVSHMEM_EFA_HD inline void store_bytes16(void* to, const Bytes16& bytes) {
+    NVSHMEM_EFA_STEP();
+    memcpy(__builtin_assume_aligned(to, 16), &bytes, sizeof bytes);
+}
+// Notes are read when something went wrong, perhaps while their slot is used again: two words, each whole.
+NVSHMEM_EFA_HD inline void store_note(Bytes16* to, const Bytes16& bytes) {
+    __atomic_store_n(&to->low, bytes.low, __ATOMIC_RELAXED);
+    __atomic_store_n(&to->high, bytes.high, __ATOMIC_RELAXED);
+}
+NVSHMEM_EFA_HD inline Bytes16 load_note(const Bytes16* from) {
+    return {__atomic_load_n(&from->low, __ATOMIC_RELAXED), __atomic_load_n(&from->high, __ATOMIC_RELAXED)};
+}
+NVSHMEM_EFA_HD inline void pause() {
+    NVSHMEM_EFA_STEP();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+// Ticks of the time-stamp counter, or of the generic timer.
+NVSHMEM_EFA_HD inline uint64_t clock_ticks() {
+#if defined(__x86_64__)
+    return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    uint64_t ticks;
+    asm volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+    return ticks;
+#endif
+}
+
+#endif  // __CUDA_ARCH__
+
+}  // namespace nvshmem_efa::order

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// The few names of <cstdint>, <cstddef> and <cstring> that the public headers need, for NVRTC, which has no such headers.
+#pragma once
+
+#if defined(__CUDACC_RTC__)
+using int32_t = int;
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using uint32_t = unsigned int;
+using uint64_t = unsigned long long;
+using size_t = decltype(sizeof(0));
+#define NVSHMEM_EFA_LAYOUT(...) static_assert(true)  // no offsetof here; every other compiler checks the layouts
+#else
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#define NVSHMEM_EFA_LAYOUT(...) static_assert(__VA_ARGS__)
+#endif
