@@ -99,6 +99,8 @@ struct RigOptions {
     uint64_t unresponsive_ns = 1'000'000;
     uint64_t seed = 7;
     bool connect = true;  // address handles both ways
+    bool check_batches = true;          // posters run on this thread
+    uint32_t max_tx_batch_units = 16;   // of 64 bytes; the device's limit
     MemoryKind kind = MemoryKind::kHost;  // of the region
 };
 
@@ -121,7 +123,8 @@ struct Rig {
         DeviceOptions device;
         CHECK_OK(find_profile(options.profile.c_str(), &device.profile));
         device.faults = options.faults;
-        device.check_batches = true;
+        device.profile.caps.max_tx_batch_units = options.max_tx_batch_units;
+        device.check_batches = options.check_batches;
         device.seed = options.seed * 16 + number;
         device.gid.raw[0] = 0xfd;
         device.gid.raw[15] = number;
