@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: Apache-2.0
+// How fast a GPU posts: issue latency and rate of gpu_queue_owned.h and gpu_queue_shared.h, beside a bare store loop of
+// the same bytes and a loop with two system fences a doorbell. perf/gpu/build_issue_rate.sh builds it;
+//   issue_rate [--out FILE] [--depth N] [--repeats N] [--commit ID]
+// Rings, doorbells and counters lie in pinned host memory: the stores cross the same bus as stores into a NIC. No NIC, no
+// wire: a thread of the CPU copies each doorbell into that queue's completion counter. It needs some 10 us for a round of
+// 256 queues, in which the fastest queue fills less than a tenth of its ring. After each repeat the rings are checked.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "nvshmem_efa/gpu_queue_owned.h"
+#include "nvshmem_efa/gpu_queue_shared.h"
+
+namespace {
+
+using namespace nvshmem_efa;
+
+constexpr int kQueuesMax = 256;
+constexpr int kLine = 64;  // bytes between words that different parties write
+
+#define CUDA_CHECK(call)                                                                                    \
+    do {                                                                                                    \
+        if (const cudaError_t error = (call); error != cudaSuccess) {                                       \
+            std::fprintf(stderr, "issue_rate: %s: %s (line %d)\n", #call, cudaGetErrorString(error), __LINE__); \
+            std::exit(3);                                                                                   \
+        }                                                                                                   \
+    } while (0)
+
+// ---- what is timed: each method posts kBatch requests and rings once ----
+
+// Requests are told apart by their remote address: how many of this poster's came before.
+__device__ void number_request(SendWqe& wqe, uint32_t number) { wqe.rdma.remote.addr_lo = number; }
+
+template <int kBatch>
+using Group = std::conditional_t<kBatch == 1, OneThread, std::conditional_t<kBatch == 32, FullWarp, SomeLanes>>;
+
+template <int kBatch>
+__device__ Group<kBatch> poster_group() {
+    if constexpr (kBatch == 1) return {};
+    if constexpr (kBatch == 32) return full_warp();
+    if constexpr (kBatch > 1 && kBatch < 32) return lanes_of((1u << kBatch) - 1u);
+}
+
+template <int kBatch>
+struct Owned {
+    static constexpr const char* kName = "owned";
+    GpuQueue queue;
+    OwnedCursor cursor;
+    Group<kBatch> group;
+    __device__ explicit Owned(const GpuQueue& with) : queue(with), cursor(owned_begin(queue)), group(poster_group<kBatch>()) {}
+    __device__ bool post(const SendWqe& wqe) {
+        const bool is_good = owned_post(queue, cursor, group, wqe, 1);
+        owned_ring(queue, cursor, group);
+        return is_good;
+    }
+    __device__ bool end() {
+        const bool is_good = owned_quiet(queue, cursor, group, 1);
+        owned_end(queue, cursor, group);
+        return is_good;
+    }
+};
+
+// The same with the notes of the error record, which a queue in a device's own memory needs for the remote address.
+template <int kBatch>
+struct OwnedNotes : Owned<kBatch> {
+    static constexpr const char* kName = "owned_notes";
+    __device__ static GpuQueue with_notes(GpuQueue queue) {
+        queue.notes = reinterpret_cast<GpuQueueNote*>(queue.cq_consumer);  // no CQ here: its field carries the address
+        queue.cq_consumer = nullptr;
+        return queue;
+    }
+    __device__ explicit OwnedNotes(const GpuQueue& with) : Owned<kBatch>(with_notes(with)) {}
+};
+
+template <int kBatch>
+struct Shared {
+    static constexpr const char* kName = "shared";
+    GpuQueue queue;
+    Group<kBatch> group;
+    __device__ explicit Shared(const GpuQueue& with) : queue(with), group(poster_group<kBatch>()) {}
+    __device__ bool post(const SendWqe& wqe) { return shared_post(queue, group, wqe, 1); }
+    __device__ bool end() { return group.rank() != 0 || shared_quiet(queue, 1); }
+};
+
+// The ceiling: the same bytes and one release a doorbell, and nothing of a queue (no credits, no error record, no notes).
+template <int kBatch>
+struct Bare {
+    static constexpr const char* kName = "bare_stores";
+    GpuQueue queue;
+    uint32_t slot;
+    __device__ explicit Bare(const GpuQueue& with) : queue(with), slot(with.first_slot) {}
+    __device__ bool post(const SendWqe& wqe) {
+        const uint32_t lane = kBatch == 1 ? 0 : lane_number();
+        if constexpr (kBatch == 32) {
+            slots_write_warp(queue, slot, lane, wqe, 1);
+        } else {
+            slot_write(queue, slot + lane, wqe, 1);
+        }
+        slot += kBatch;
+        if (kBatch > 1) __syncwarp((kBatch == 32 ? 0u : 1u << kBatch) - 1u);
+        if (lane == 0) order::store_doorbell(queue.doorbell, slot);
+        return true;
+    }
+    __device__ bool end() { return true; }
+};
+
+// What a library does that knows nothing of who else posts: build in local memory, eight stores of 8 bytes a slot, a
+// full fence before the doorbell and one after it.
+template <int kBatch>
+struct TwoFences {
+    static constexpr const char* kName = "two_fences";
+    GpuQueue queue;
+    uint32_t slot;
+    __device__ explicit TwoFences(const GpuQueue& with) : queue(with), slot(with.first_slot) {}
+    __device__ bool post(const SendWqe& wqe) {
+        const uint32_t lane = kBatch == 1 ? 0 : lane_number();
+        volatile uint64_t built[8];
+        const SlotBytes bytes = slot_bytes(queue, slot + lane, wqe, 1);
+        for (int i = 0; i < 8; ++i) built[i] = i & 1 ? bytes.piece[i / 2].high : bytes.piece[i / 2].low;
+        auto* to = reinterpret_cast<volatile uint64_t*>(slot_at(queue, slot + lane));
+        for (int i = 0; i < 8; ++i) to[i] = built[i];
+        slot += kBatch;
+        __threadfence_system();
+        if (kBatch > 1) __syncwarp((kBatch == 32 ? 0u : 1u << kBatch) - 1u);
+        if (lane == 0) *reinterpret_cast<volatile uint32_t*>(queue.doorbell) = slot;
+        __threadfence_system();
+        return true;
+    }
+    __device__ bool end() { return true; }
+};
+
+struct Clocks {
+    unsigned long long ns, cycles;
+};
+__device__ Clocks clocks_now() {
+    Clocks now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now.ns));
+    now.cycles = clock64();
+    return now;
+}
+
+template <class Method>
+__global__ void latency_kernel(const GpuQueue* queues, const __grid_constant__ SendWqe base, int rounds, long long* samples,
+                               Clocks* clocks, int* n_failed) {
+    Method method(queues[0]);
+    SendWqe wqe = base;
+    clocks[0] = clocks_now();
+    for (int i = 0; i < rounds; ++i) {
+        number_request(wqe, i);
+        const long long begin = clock64();
+        const bool is_good = method.post(wqe);
+        samples[i] = clock64() - begin;
+        if (!is_good) break;
+    }
+    clocks[1] = clocks_now();
+    if (!method.end()) atomicAdd(n_failed, 1);
+}
+
+// One warp a block. `n_queues` 1: all warps post to one queue; else one queue a warp.
+template <class Method, int kBatch>
+__global__ void rate_kernel(const GpuQueue* queues, int n_queues, const __grid_constant__ SendWqe base, int rounds, int* n_failed) {
+    if (threadIdx.x >= kBatch) return;
+    Method method(queues[n_queues == 1 ? 0 : blockIdx.x]);
+    SendWqe wqe = base;
+    wqe.rdma.remote.addr_hi = blockIdx.x;
+    bool is_good = true;
+    for (int i = 0; i < rounds && is_good; ++i) {
+        number_request(wqe, i * kBatch + threadIdx.x);
+        is_good = method.post(wqe);
+    }
+    is_good = method.end() && is_good;
+    if (!is_good && threadIdx.x == 0) atomicAdd(n_failed, 1);
+}
+
+// ---- the host's side ----
+
+struct Options {
+    std::string out, commit = "unknown";
+    uint32_t depth = 4096;
+    int repeats = 7;
+};
+
+template <class T>
+T* pinned(size_t n) {
+    void* memory = nullptr;
+    CUDA_CHECK(cudaHostAlloc(&memory, n * sizeof(T), cudaHostAllocMapped | cudaHostAllocPortable));
+    std::memset(memory, 0, n * sizeof(T));
+    return static_cast<T*>(memory);
+}
+template <class T>
+T* on_gpu(size_t n) {
+    void* memory = nullptr;
+    CUDA_CHECK(cudaMalloc(&memory, n * sizeof(T)));
+    CUDA_CHECK(cudaMemset(memory, 0, n * sizeof(T)));
+    return static_cast<T*>(memory);
+}
+
+class Bench {
+   public:
+    explicit Bench(const Options& options) : options_(options) {
+        slots_ = pinned<uint8_t>(size_t(kQueuesMax) * options.depth * kSlotBytesSmall);
+        words_ = pinned<uint8_t>(size_t(kQueuesMax) * 4 * kLine);
+        errors_ = pinned<GpuQueueError>(kQueuesMax);
+        states_ = on_gpu<GpuQueueState>(kQueuesMax);
+        notes_ = on_gpu<GpuQueueNote>(size_t(kQueuesMax) * options.depth);
+        queues_ = on_gpu<GpuQueue>(kQueuesMax);
+        samples_ = on_gpu<long long>(kRounds);
+        clocks_ = on_gpu<Clocks>(2);
+        failed_ = pinned<int>(1);
+        wqe_begin(base_, SendOpcode::kRdmaWrite, {1, 2, 3}, 0, false, 0);
+        wqe_set_remote(base_, 0, 64, 5);
+        wqe_set_local(base_, 0x1000, 64, 6);
+        consumer_ = std::thread([this] { consume(); });
+    }
+    ~Bench() {
+        is_stopping_ = true;
+        consumer_.join();
+    }
+
+    // p50 and spread of one request by one thread; the median over the repeats.
+    template <class Method>
+    void latency(std::string* json) {
+        std::vector<double> p50, p99;
+        for (int repeat = 0; repeat <= options_.repeats; ++repeat) {
+            start(1);
+            latency_kernel<Method><<<1, 1>>>(queues_, base_, kRounds, samples_, clocks_, failed_);
+            finish(Method::kName);
+            check(Method::kName, 0, kRounds, 1, true);
+            std::vector<long long> samples(kRounds);
+            Clocks clocks[2];
+            CUDA_CHECK(cudaMemcpy(samples.data(), samples_, kRounds * sizeof(long long), cudaMemcpyDefault));
+            CUDA_CHECK(cudaMemcpy(clocks, clocks_, sizeof clocks, cudaMemcpyDefault));
+            const double us = double(clocks[1].ns - clocks[0].ns) / double(clocks[1].cycles - clocks[0].cycles) / 1000;
+            std::sort(samples.begin(), samples.end());
+            if (repeat == 0) continue;  // warm-up
+            p50.push_back(samples[kRounds / 2] * us);
+            p99.push_back(samples[kRounds * 99 / 100] * us);
+        }
+        std::sort(p50.begin(), p50.end());
+        std::sort(p99.begin(), p99.end());
+        row(json, "latency", Method::kName, 1, 1, 1, "us", p50, p99[p99.size() / 2]);
+    }
+
+    template <class Method, int kBatch>
+    void rate(std::string* json, int warps, int n_queues) {
+        const int rounds = std::clamp(16'000'000 / (warps * kBatch), 500, 20'000);
+        cudaEvent_t begin, end;
+        CUDA_CHECK(cudaEventCreate(&begin));
+        CUDA_CHECK(cudaEventCreate(&end));
+        std::vector<double> rates;
+        for (int repeat = 0; repeat <= options_.repeats; ++repeat) {
+            start(n_queues);
+            CUDA_CHECK(cudaEventRecord(begin));
+            rate_kernel<Method, kBatch><<<warps, 32>>>(queues_, n_queues, base_, rounds, failed_);
+            CUDA_CHECK(cudaEventRecord(end));
+            finish(Method::kName);
+            for (int q = 0; q < n_queues; ++q)
+                check(Method::kName, q, uint32_t(rounds) * kBatch * (n_queues == 1 ? warps : 1), kBatch, n_queues == warps);
+            float ms = 0;
+            CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+            if (repeat != 0) rates.push_back(double(rounds) * kBatch * warps / ms / 1000);
+        }
+        CUDA_CHECK(cudaEventDestroy(begin));
+        CUDA_CHECK(cudaEventDestroy(end));
+        std::sort(rates.begin(), rates.end());
+        row(json, "rate", Method::kName, warps, n_queues, kBatch, "M/s", rates, -1);
+    }
+
+   private:
+    static constexpr int kRounds = 20'000;
+
+    uint32_t* doorbell(int q) const { return reinterpret_cast<uint32_t*>(words_ + size_t(4 * q) * kLine); }
+    uint64_t* counter(int q) const { return reinterpret_cast<uint64_t*>(words_ + size_t(4 * q + 1) * kLine); }
+    uint64_t* error_counter(int q) const { return reinterpret_cast<uint64_t*>(words_ + size_t(4 * q + 2) * kLine); }
+
+    void consume() {
+        while (!is_stopping_.load(std::memory_order_relaxed)) {
+            for (int q = 0, n = n_used_.load(std::memory_order_acquire); q < n; ++q) {
+                // Acquire pairs with the poster's fence before its doorbell, release with completions_read_counter().
+                const uint32_t rung = __atomic_load_n(doorbell(q), __ATOMIC_ACQUIRE);
+                const auto before = static_cast<uint32_t>(*counter(q));
+                if (before == (rung & kCounterMask31)) continue;
+                if (((rung - before) & kCounterMask31) > options_.depth) n_backwards_.fetch_add(1);
+                __atomic_store_n(counter(q), rung & kCounterMask31, __ATOMIC_RELEASE);
+            }
+            n_rounds_.fetch_add(1, std::memory_order_release);
+        }
+    }
+
+    void start(int n_queues) {
+        n_used_.store(0, std::memory_order_release);
+        for (const uint64_t seen = n_rounds_.load(); n_rounds_.load() < seen + 2;) std::this_thread::yield();
+        std::vector<GpuQueue> queues(n_queues);
+        std::vector<GpuQueueState> states(n_queues);
+        for (int q = 0; q < n_queues; ++q) {
+            std::memset(words_ + size_t(4 * q) * kLine, 0, 4 * kLine);
+            GpuQueue& queue = queues[q] = GpuQueue{};
+            queue.slots = slots_ + size_t(q) * options_.depth * kSlotBytesSmall;
+            queue.doorbell = doorbell(q);
+            queue.state = states_ + q;
+            queue.slots_are_readable = true;
+            queue.cq_consumer = reinterpret_cast<uint32_t*>(notes_ + size_t(q) * options_.depth);
+            queue.error = errors_ + q;
+            queue.completions = counter(q);
+            queue.errors = error_counter(q);
+            queue.wait_ticks = 2'000'000'000;  // about a second of the GPU's clock
+            queue.qp_num = q;
+            queue.depth = options_.depth;
+            queue.max_batch = 0;  // host memory has no limit; batches are as long as the method makes them
+            if (!gpu_queue_init(queue, states[q], 0, 0)) std::exit((std::fprintf(stderr, "issue_rate: bad queue shape\n"), 2));
+            queue.ring_at = 32;
+        }
+        std::memset(slots_, 0xee, size_t(n_queues) * options_.depth * kSlotBytesSmall);
+        CUDA_CHECK(cudaMemcpy(queues_, queues.data(), n_queues * sizeof(GpuQueue), cudaMemcpyDefault));
+        CUDA_CHECK(cudaMemcpy(states_, states.data(), n_queues * sizeof(GpuQueueState), cudaMemcpyDefault));
+        CUDA_CHECK(cudaDeviceSynchronize());
+        n_used_.store(n_queues, std::memory_order_release);
+    }
+
+    void finish(const char* what) {
+        CUDA_CHECK(cudaGetLastError());
+        CUDA_CHECK(cudaDeviceSynchronize());
+        if (n_backwards_.load() != 0 && std::strcmp(what, "bare_stores") != 0 && std::strcmp(what, "two_fences") != 0)
+            wrong(what, 0, 0, "a doorbell went back, or told of more slots than the ring has");
+        n_backwards_.store(0);
+        if (*failed_ == 0) return;
+        for (int q = 0; q < kQueuesMax; ++q) {
+            if (const GpuQueueError* error = gpu_queue_error(errors_ + q))
+                std::fprintf(stderr, "issue_rate: %s: queue %d failed: waited %d, posted %llu, completed %llu\n", what, q,
+                             int(error->waited), (unsigned long long)error->posted, (unsigned long long)error->completed);
+        }
+        std::exit(1);
+    }
+
+    [[noreturn]] void wrong(const char* what, int q, uint32_t slot, const char* why) const {
+        std::fprintf(stderr, "issue_rate: %s: queue %d, slot %u: %s\n", what, q, slot, why);
+        std::exit(1);
+    }
+
+    // The ring's last lap: each slot holds a request of its own batch, each request once, with the right phase and id.
+    void check(const char* what, int q, uint32_t posted, uint32_t batch, bool has_one_poster) const {
+        if (__atomic_load_n(doorbell(q), __ATOMIC_ACQUIRE) != posted) wrong(what, q, posted, "the last doorbell is not what was posted");
+        const uint32_t lap = std::min(posted / batch * batch, options_.depth);
+        std::vector<uint64_t> seen;
+        for (uint32_t slot = posted - lap; slot != posted; ++slot) {
+            SendWqe wqe{};
+            std::memcpy(&wqe, slots_ + (size_t(q) * options_.depth + (slot & (options_.depth - 1))) * kSlotBytesSmall, kSlotBytesSmall);
+            const uint32_t number = wqe.rdma.remote.addr_lo;
+            if ((wqe.meta.ctrl2 & kCtrl2Phase) != (slot / options_.depth & 1)) wrong(what, q, slot, "wrong phase");
+            if (wqe.meta.req_id != (slot & 0xffff)) wrong(what, q, slot, "wrong request id");
+            if (std::memcmp(&wqe.rdma.local, &base_.rdma.local, sizeof(Sge)) != 0) wrong(what, q, slot, "wrong bytes");
+            if (has_one_poster && number / batch != slot / batch) wrong(what, q, slot, "a request of another batch");
+            seen.push_back(uint64_t(wqe.rdma.remote.addr_hi) << 32 | number);
+        }
+        std::sort(seen.begin(), seen.end());
+        if (std::adjacent_find(seen.begin(), seen.end()) != seen.end()) wrong(what, q, posted, "a request was written twice");
+    }
+
+    void row(std::string* json, const char* kind, const char* method, int warps, int queues, int batch, const char* unit,
+             const std::vector<double>& sorted, double p99) const {
+        char text[400];
+        const double median = sorted[sorted.size() / 2];
+        int n = std::snprintf(text, sizeof text,
+                              "{\"kind\":\"%s\",\"method\":\"%s\",\"warps\":%d,\"queues\":%d,\"batch\":%d,\"unit\":\"%s\","
+                              "\"median\":%.4f,\"low\":%.4f,\"high\":%.4f,\"repeats\":%zu",
+                              kind, method, warps, queues, batch, unit, median, sorted.front(), sorted.back(), sorted.size());
+        if (p99 >= 0) n += std::snprintf(text + n, sizeof text - n, ",\"p99\":%.4f,\"samples\":%d", p99, kRounds);
+        std::snprintf(text + n, sizeof text - n, "}");
+        *json += std::string(json->empty() ? "" : ",\n  ") + text;
+        std::printf("%-8s %-12s %3d warps %3d queues batch %2d: %9.3f (%.3f-%.3f) %s", kind, method, warps, queues, batch, median,
+                    sorted.front(), sorted.back(), unit);
+        std::printf(p99 >= 0 ? " p99 %.3f\n" : "\n", p99);
+        std::fflush(stdout);
+    }
+
+    Options options_;
+    uint8_t* slots_;
+    uint8_t* words_;
+    GpuQueueError* errors_;
+    GpuQueueState* states_;
+    GpuQueueNote* notes_;
+    GpuQueue* queues_;
+    long long* samples_;
+    Clocks* clocks_;
+    int* failed_;
+    SendWqe base_{};
+    std::atomic<int> n_used_{0};
+    std::atomic<uint64_t> n_rounds_{0};
+    std::atomic<uint64_t> n_backwards_{0};
+    std::atomic<bool> is_stopping_{false};
+    std::thread consumer_;
+};
+
+template <int kBatch>
+void measure_batch(Bench& bench, std::string* json) {
+    for (int warps : {1, 4, 16, 64, 256}) {
+        bench.rate<Owned<kBatch>, kBatch>(json, warps, warps);
+        bench.rate<Bare<kBatch>, kBatch>(json, warps, warps);
+        bench.rate<TwoFences<kBatch>, kBatch>(json, warps, warps);
+        bench.rate<Shared<kBatch>, kBatch>(json, warps, warps);
+    }
+    for (int warps : {1, 256}) bench.rate<OwnedNotes<kBatch>, kBatch>(json, warps, warps);
+    for (int warps : {4, 16, 64}) bench.rate<Shared<kBatch>, kBatch>(json, warps, 1);
+}
+
+std::string first_line(const char* path) {
+    char line[200] = "unknown";
+    if (FILE* file = std::fopen(path, "r")) {
+        if (!std::fgets(line, sizeof line, file)) line[0] = 0;
+        std::fclose(file);
+    }
+    line[std::strcspn(line, "\n\"\\")] = 0;
+    return line;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    Options options;
+    for (int i = 1; i < argc; i += 2) {
+        const std::string name = argv[i];
+        if (i + 1 == argc) return std::fprintf(stderr, "issue_rate: %s needs a value\n", argv[i]), 2;
+        if (name == "--out") options.out = argv[i + 1];
+        else if (name == "--depth") options.depth = std::atoi(argv[i + 1]);
+        else if (name == "--repeats") options.repeats = std::atoi(argv[i + 1]);
+        else if (name == "--commit") options.commit = argv[i + 1];
+        else return std::fprintf(stderr, "issue_rate: unknown option %s; --out --depth --repeats --commit\n", argv[i]), 2;
+    }
+    if (!is_power_of_two(options.depth) || options.depth > kGpuQueueDepthMax || options.repeats < 1 || options.depth < 64)
+        return std::fprintf(stderr, "issue_rate: --depth is a power of two from 64 to 32768, --repeats at least 1\n"), 2;
+    cudaDeviceProp gpu;
+    if (cudaGetDeviceProperties(&gpu, 0) != cudaSuccess) return std::fprintf(stderr, "issue_rate: no CUDA device\n"), 3;
+    std::string json;
+    Bench bench(options);
+    bench.latency<Owned<1>>(&json);
+    bench.latency<OwnedNotes<1>>(&json);
+    bench.latency<Shared<1>>(&json);
+    bench.latency<Bare<1>>(&json);
+    bench.latency<TwoFences<1>>(&json);
+    measure_batch<1>(bench, &json);
+    measure_batch<4>(bench, &json);
+    measure_batch<16>(bench, &json);
+    measure_batch<32>(bench, &json);
+    if (options.out.empty()) return 0;
+    FILE* file = std::fopen(options.out.c_str(), "w");
+    if (!file) return std::fprintf(stderr, "issue_rate: cannot write %s\n", options.out.c_str()), 1;
+    std::fprintf(file,
+                 "{\"schema\": 1, \"what\": \"issue_rate\", \"machine\": {\"gpu\": \"%s\", \"sms\": %d, \"driver\": \"%s\", "
+                 "\"nvcc\": \"%d.%d.%d\", \"cpus\": %u, \"commit\": \"%s\"},\n \"settings\": {\"depth\": %u, \"slot_bytes\": 64, "
+                 "\"ring\": \"pinned host memory\", \"consumer\": \"one CPU thread, doorbell to counter\"},\n"
+                 " \"rows\": [\n  %s\n]}\n",
+                 gpu.name, gpu.multiProcessorCount, first_line("/proc/driver/nvidia/version").c_str(), __CUDACC_VER_MAJOR__,
+                 __CUDACC_VER_MINOR__, __CUDACC_VER_BUILD__, std::thread::hardware_concurrency(), options.commit.c_str(),
+                 options.depth, json.c_str());
+    return std::fclose(file) == 0 ? 0 : 1;
+}
