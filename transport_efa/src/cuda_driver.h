@@ -29,6 +29,9 @@ inline constexpr Result kErrorNotSupported = 801;
 
 inline constexpr unsigned kStreamNonBlocking = 1;
 inline constexpr unsigned kHostPortable = 1;  // pinned for every context; allocation and registration alike
+inline constexpr unsigned kHostDeviceMap = 2;  // of a registration: the GPU gets an address for it
+inline constexpr unsigned kHostIoMemory = 4;   // of a registration: a device's memory, not RAM
+inline constexpr int kDeviceClockKhz = 13;     // of cuDeviceGetAttribute: the rate of clock64()
 inline constexpr unsigned kIpcLazyPeerAccess = 1;
 inline constexpr int kHandlePosixFd = 1;
 inline constexpr int kLocationDevice = 1;
@@ -98,6 +101,9 @@ static_assert(sizeof(AccessDesc) == 12);
     X(memcpy_htod_async, "cuMemcpyHtoDAsync_v2", Result,                                                               \
       (DevicePtr to, const void* from, size_t bytes, Stream stream))                                                   \
     X(memcpy_dtoh_async, "cuMemcpyDtoHAsync_v2", Result, (void* to, DevicePtr from, size_t bytes, Stream stream))      \
+    X(device_get_attribute, "cuDeviceGetAttribute", Result, (int* value, int attribute, Device device))                \
+    X(mem_alloc, "cuMemAlloc_v2", Result, (DevicePtr * addr, size_t bytes))                                            \
+    X(mem_free, "cuMemFree_v2", Result, (DevicePtr addr))                                                              \
     X(mem_host_alloc, "cuMemHostAlloc", Result, (void** memory, size_t bytes, unsigned flags))                         \
     X(mem_free_host, "cuMemFreeHost", Result, (void* memory))                                                          \
     X(mem_host_register, "cuMemHostRegister_v2", Result, (void* memory, size_t bytes, unsigned flags))                 \
@@ -125,6 +131,8 @@ static_assert(sizeof(AccessDesc) == 12);
     X(module_load_data, "cuModuleLoadData", Result, (Module * module, const void* image))                              \
     X(module_unload, "cuModuleUnload", Result, (Module module))                                                        \
     X(module_get_function, "cuModuleGetFunction", Result, (Function * function, Module module, const char* name))      \
+    X(module_get_global, "cuModuleGetGlobal_v2", Result,                                                               \
+      (DevicePtr * addr, size_t* bytes, Module module, const char* name))                                              \
     X(launch_kernel, "cuLaunchKernel", Result,                                                                         \
       (Function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,       \
        unsigned block_z, unsigned shared_bytes, Stream stream, void** parameters, void** extra))

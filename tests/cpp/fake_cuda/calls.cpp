@@ -99,6 +99,12 @@ FAKE_EXPORT int cuCtxPopCurrent_v2(void** context) {
     return 0;
 }
 FAKE_EXPORT int cuCtxGetDevice(int* device) { ENTER_CONTEXT("cuCtxGetDevice"); *device = context_device; return 0; }
+FAKE_EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
+    ENTER("cuDeviceGetAttribute");
+    if (attribute != 13) return kInvalidValue;
+    *value = 2'000'000;  // kHz
+    return 0;
+}
 FAKE_EXPORT int cuCtxGetStreamPriorityRange(int* least, int* greatest) {
     ENTER_CONTEXT("cuCtxGetStreamPriorityRange");
     *least = 0, *greatest = -5;
@@ -169,6 +175,14 @@ FAKE_EXPORT int cuModuleGetFunction(void** function, void* module, const char* n
     ENTER_CONTEXT("cuModuleGetFunction");
     if (!std::strstr(static_cast<const char*>(module), name)) return 500;
     *function = module;
+    return 0;
+}
+FAKE_EXPORT int cuModuleGetGlobal_v2(uint64_t* addr, size_t* bytes, void* module, const char* name) {
+    ENTER("cuModuleGetGlobal");
+    std::lock_guard<std::mutex> guard(state().lock);
+    const auto found = state().globals.find({module, name});
+    if (found == state().globals.end()) return 500;
+    *addr = found->second.first, *bytes = found->second.second;
     return 0;
 }
 FAKE_EXPORT int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void* stream,

@@ -30,6 +30,9 @@ int fake_cuda_open_mappings();              // IPC mappings, VMM mappings and ha
 // What a launched kernel does, on its stream's thread; parameters as passed to cuLaunchKernel (one pointer).
 void fake_cuda_kernel(void (*run)(void* parameter));
 
+// `module` has a global variable of that name and place.
+void fake_cuda_module_global(void* module, const char* name, uint64_t addr, size_t bytes);
+
 // The CPU's view of a device address, null for any other address.
 void* fake_cuda_cpu(uint64_t addr);
 uint64_t fake_cuda_alloc(size_t bytes);  // as cudaMalloc: 512-byte aligned in a 2 MiB block of its own

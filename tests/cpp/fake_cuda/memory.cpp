@@ -90,6 +90,24 @@ FAKE_EXPORT uint64_t fake_cuda_alloc_vmm(size_t piece_bytes, uint32_t pieces, in
     return addr;
 }
 
+FAKE_EXPORT int cuMemAlloc_v2(uint64_t* addr, size_t bytes) {
+    ENTER_ALLOCATES("cuMemAlloc");
+    if (bytes == 0) return kInvalidValue;
+    *addr = fake_cuda_alloc(bytes);
+    std::memset(fake_cuda_cpu(*addr), 0xa5, bytes);  // as little zero as real memory
+    return 0;
+}
+FAKE_EXPORT int cuMemFree_v2(uint64_t addr) {
+    ENTER_CONTEXT("cuMemFree");
+    {
+        std::lock_guard<std::mutex> guard(state().lock);
+        const auto known = state().blocks.find(addr);
+        if (known == state().blocks.end() || known->second.is_host) return kInvalidValue;
+    }
+    fake_cuda_free(addr);
+    return 0;
+}
+
 FAKE_EXPORT int cuPointerGetAttribute(void* data, int attribute, uint64_t addr) {
     if (int refused = enter("cuPointerGetAttribute", false, false)) return refused;
     State& s = state();

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "fake_cuda.h"
 
@@ -57,6 +58,7 @@ struct State {
     std::map<uint64_t, Handle> handles;
     std::map<std::string, Plan> plans;
     std::map<std::string, int> open_ipc;
+    std::map<std::pair<void*, std::string>, std::pair<uint64_t, size_t>> globals;  // of modules
     int host_registrations = 0;
     uint64_t last_id = 0;
     uint64_t violations = 0;
