@@ -18,7 +18,8 @@ struct GpuRingAttr {
 };
 
 // Pointers as the host sees them; ..._at_gpu as posters see them (the same where posters are CPU threads). A pointer that
-// one of the two cannot use is null for it. Nothing here changes while the ring lives.
+// one of the two cannot use is null for it; counters that only the GPU sees are read back by copies. Nothing here
+// changes while the ring lives.
 struct GpuRingView {
     uint8_t* slots = nullptr;  // 64 bytes each
     uint8_t* slots_at_gpu = nullptr;
@@ -30,7 +31,8 @@ struct GpuRingView {
     const uint64_t* completions_at_gpu = nullptr;
     const uint64_t* errors = nullptr;
     const uint64_t* errors_at_gpu = nullptr;
-    const uint8_t* cq_entries_at_gpu = nullptr;  // where the status of a counted error is looked up; may be null
+    const uint8_t* cq_entries = nullptr;  // where the status of a counted error is looked up; may be null
+    const uint8_t* cq_entries_at_gpu = nullptr;
     uint32_t cq_depth = 0;
     uint32_t cq_entry_bytes = 0;
     uint32_t depth = 0;      // slots, a power of two; may be less than was asked for
