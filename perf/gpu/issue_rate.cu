@@ -101,9 +101,9 @@ struct Bare {
     __device__ bool post(const SendWqe& wqe) {
         const uint32_t lane = kBatch == 1 ? 0 : lane_number();
         if constexpr (kBatch == 32) {
-            slots_write_warp(queue, slot, lane, wqe, 1);
+            slots_write_warp(queue, slot, lane, slot_template(wqe), 1);
         } else {
-            slot_write(queue, slot + lane, wqe, 1);
+            slot_write(queue, slot + lane, slot_template(wqe), 1);
         }
         slot += kBatch;
         if (kBatch > 1) __syncwarp((kBatch == 32 ? 0u : 1u << kBatch) - 1u);
@@ -124,7 +124,7 @@ struct TwoFences {
     __device__ bool post(const SendWqe& wqe) {
         const uint32_t lane = kBatch == 1 ? 0 : lane_number();
         volatile uint64_t built[8];
-        const SlotBytes bytes = slot_bytes(queue, slot + lane, wqe, 1);
+        const SlotBytes bytes = slot_bytes(queue, slot + lane, slot_template(wqe), 1);
         for (int i = 0; i < 8; ++i) built[i] = i & 1 ? bytes.piece[i / 2].high : bytes.piece[i / 2].low;
         auto* to = reinterpret_cast<volatile uint64_t*>(slot_at(queue, slot + lane));
         for (int i = 0; i < 8; ++i) to[i] = built[i];

@@ -128,7 +128,7 @@ TEST(the_queue_sets_phase_and_request_id_and_leaves_the_rest) {
     QueueRig rig({.depth = 16, .req_id_64 = true});
     SendWqe wqe = rig.write_of_word(3);
     for (const uint32_t slot : {0u, 15u, 16u, 0x12345678u, 0xffffffffu}) {
-        const SlotBytes bytes = slot_bytes(rig.queue, slot, wqe, 0xabcd);
+        const SlotBytes bytes = slot_bytes(rig.queue, slot, slot_template(wqe), 0xabcd);
         SendWqe got = wqe, want = wqe;
         std::memcpy(&got, &bytes, sizeof bytes);
         CHECK_EQ(static_cast<uint32_t>(got.meta.ctrl2 & kCtrl2Phase), slot >> 4 & 1u);
@@ -303,6 +303,76 @@ TEST(a_poster_that_vanished_is_named_by_those_behind_it) {
     __atomic_fetch_add(&rig.state.head, 1, __ATOMIC_RELAXED);  // took a slot, and never came back
     check_gives_up_in_time(rig, [&] { return shared_post(rig.queue, kAlone, rig.write_of_word(0), 9); }, GpuQueueWait::kTurn);
     CHECK_EQ(*rig.queue.doorbell, 0u);
+}
+
+// Posters post until told to stop, with no pause of their own, and the queue is never empty but for a quiet's request.
+TEST(a_quiet_ends_among_posters_that_never_pause) {
+    for (const QueueOptions& shape : kShapes) {
+        for (uint64_t seed = 1; seed <= 3; ++seed) {
+            QueueRig rig(with_seed(shape, seed));
+            Turns turns(rig, seed);
+            bool is_over = false;
+            uint32_t next = 0;
+            for (size_t i = 0; i < 4; ++i) {
+                turns.add([&] {
+                    while (!is_over) CHECK(shared_post(rig.queue, kAlone, rig.write_of_word(next++), 7));
+                });
+            }
+            size_t n_left = 2;
+            for (size_t i = 0; i < 2; ++i) {
+                turns.add([&] {
+                    for (int round = 0; round < 5; ++round) {
+                        const uint32_t before = order::load_relaxed_gpu(&rig.state.head);
+                        CHECK(shared_quiet(rig.queue, 7));
+                        const auto completed = static_cast<uint32_t>(order::load_acquire_gpu(&rig.state.completed));
+                        CHECK(static_cast<int32_t>(completed - before) >= 0);
+                        // The posters go on: the hold is not kept.
+                        while (order::load_relaxed_gpu(&rig.state.head) - before < 40) order::pause();
+                    }
+                    if (--n_left == 0) is_over = true;
+                });
+            }
+            turns.run(3'000'000);
+            QueueRig* const at = &rig;
+            Turns last(rig, seed);
+            last.add([at] { CHECK(shared_quiet(at->queue, 7)); });
+            last.run();
+            CHECK_EQ(rig.state.hold, 0u);
+            rig.check_arrived(next);
+        }
+    }
+}
+
+TEST(a_quiet_takes_its_hold_back_when_the_queue_fails) {
+    QueueRig rig({.depth = 16});
+    Turns turns(rig, 1);
+    bool has_failed = false;
+    turns.add([&] {
+        size_t word = 0;
+        while (rig.state.hold == 0) CHECK(shared_post(rig.queue, kAlone, rig.write_of_word(word++ % 64), 7));
+        SendWqe bad = rig.write_of_word(0);
+        bad.rdma.remote.rkey ^= 0x01000000;
+        CHECK(!shared_post(rig.queue, kAlone, bad, 11));  // told to pause, and then that there is no more to wait for
+        has_failed = true;
+    });
+    for (size_t i = 0; i < 3; ++i) {
+        turns.add([&] {
+            while (!has_failed && shared_post(rig.queue, kAlone, rig.write_of_word(64), 7)) {
+            }
+        });
+    }
+    turns.add([&] { CHECK(!shared_quiet(rig.queue, 7)); });
+    turns.run(5'000'000);
+    CHECK_EQ(rig.state.hold, 0u);
+    CHECK_EQ(gpu_queue_error(&rig.error)->pe, 11u);
+}
+
+TEST(a_hold_that_is_never_taken_back_is_named_within_the_deadline) {
+    QueueRig rig(stuck());
+    rig.state.hold = 1;  // a quiet that vanished
+    check_gives_up_in_time(rig, [&] { return shared_post(rig.queue, kAlone, rig.write_of_word(0), 9); }, GpuQueueWait::kHold);
+    CHECK_EQ(rig.error.slot, 0u);
+    CHECK_EQ(*rig.queue.doorbell, 1u);  // the post itself went out
 }
 
 TEST(an_error_completion_names_peer_queue_status_and_address) {

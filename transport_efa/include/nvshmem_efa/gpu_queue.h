@@ -16,7 +16,7 @@ inline constexpr uint32_t kDeferMax = 32;             // unrung slots after whic
 inline constexpr uint8_t kStatusUnknown = 0xff;       // an error was counted, but no entry tells which
 
 // What was waited for when the deadline passed; kCompletion: nothing, a request completed with an error.
-enum class GpuQueueWait : uint8_t { kCompletion = 0, kCredits = 1, kBatch = 2, kTurn = 3, kQuiet = 4 };
+enum class GpuQueueWait : uint8_t { kCompletion = 0, kCredits = 1, kBatch = 2, kTurn = 3, kQuiet = 4, kHold = 5 };
 
 // In memory that the host sees (pinned). Filled once, by the first who finds a reason.
 struct GpuQueueError {
@@ -40,7 +40,8 @@ struct GpuQueueState {
     alignas(64) uint32_t head;       // next slot to reserve
     alignas(64) uint64_t turn;       // how far slots are written and rung: struct Turn, written by whose turn it is
     alignas(64) uint64_t completed;  // requests known to be complete; never goes back, so it does not wrap
-    uint32_t failed;                 // 1: the first failure has been claimed
+    alignas(8) uint32_t failed;      // 1: the first failure has been claimed
+    uint32_t hold;                   // how many quiets ask the sharing posters to pause; read together with `failed`
     alignas(64) uint32_t cq_lock;    // 1: somebody reads the CQ
     uint32_t cq_consumed;
 };
@@ -118,44 +119,6 @@ NVSHMEM_EFA_HD inline bool gpu_queue_init(GpuQueue& queue, GpuQueueState& state,
     return true;
 }
 
-// ---- slots ----
-
-// The 64 bytes of a request with what depends on its slot: phase bit and request id, which the queue owns.
-struct SlotBytes {
-    order::Bytes16 piece[4];
-};
-NVSHMEM_EFA_HD inline SlotBytes slot_bytes(const GpuQueue& queue, uint32_t slot, const SendWqe& wqe, uint32_t pe) {
-    uint64_t words[8];
-    memcpy(words, &wqe, sizeof words);
-    const uint64_t phase = (slot >> queue.depth_log2) & 1u;
-    words[0] = (words[0] & ~(0xffffull | static_cast<uint64_t>(kCtrl2Phase) << 24)) | (slot & 0xffffu) | phase << 24;
-    // Request id: the slot number, 16 bits of it or 32, and then the pe.
-    if (queue.req_id_64) words[3] = (words[3] & 0xffffull) | static_cast<uint64_t>(slot >> 16) << 16 | static_cast<uint64_t>(pe & 0xffffu) << 32;
-    SlotBytes bytes;
-    for (int i = 0; i < 4; ++i) bytes.piece[i] = {words[2 * i], words[2 * i + 1]};
-    return bytes;
-}
-
-NVSHMEM_EFA_HD inline uint8_t* slot_at(const GpuQueue& queue, uint32_t slot) {
-    return queue.slots + static_cast<size_t>(slot & (queue.depth - 1)) * kSlotBytesSmall;
-}
-
-// {remote address, slot number | pe << 32 | opcode << 48}
-NVSHMEM_EFA_HD inline void note_write(const GpuQueue& queue, uint32_t slot, const SendWqe& wqe, uint32_t pe) {
-    if (!queue.notes) return;
-    const uint64_t opcode = wqe.meta.ctrl1 & kCtrl1OpcodeMask;
-    const uint64_t remote = static_cast<uint64_t>(wqe.rdma.remote.addr_hi) << 32 | wqe.rdma.remote.addr_lo;
-    order::store_note(queue.notes + (slot & (queue.depth - 1)), {remote, opcode << 48 | static_cast<uint64_t>(pe & 0xffffu) << 32 | slot});
-}
-
-// One poster, one slot.
-NVSHMEM_EFA_HD inline void slot_write(const GpuQueue& queue, uint32_t slot, const SendWqe& wqe, uint32_t pe) {
-    const SlotBytes bytes = slot_bytes(queue, slot, wqe, pe);
-    uint8_t* to = slot_at(queue, slot);
-    for (int i = 0; i < 4; ++i) order::store_bytes16(to + 16 * i, bytes.piece[i]);
-    note_write(queue, slot, wqe, pe);
-}
-
 // ---- failure ----
 
 NVSHMEM_EFA_HD inline bool gpu_queue_has_failed(const GpuQueue& queue) {
@@ -163,7 +126,7 @@ NVSHMEM_EFA_HD inline bool gpu_queue_has_failed(const GpuQueue& queue) {
 }
 
 // Claims the queue's failure; the first caller's record stands. Always false, so that callers can return it.
-NVSHMEM_EFA_HD inline bool gpu_queue_fail(const GpuQueue& queue, GpuQueueError what) {
+NVSHMEM_EFA_COLD inline bool gpu_queue_fail(GpuQueue queue, GpuQueueError what) {
     if (order::exchange_acquire_gpu(&queue.state->failed, 1) != 0) return false;
     GpuQueueError& record = *queue.error;
     what.is_set = 0;
@@ -204,7 +167,7 @@ struct WaitClock {
     }
 };
 
-NVSHMEM_EFA_HD inline bool fail_wait(const GpuQueue& queue, GpuQueueWait waited, uint32_t pe, uint32_t slot) {
+NVSHMEM_EFA_COLD inline bool fail_wait(GpuQueue queue, GpuQueueWait waited, uint32_t pe, uint32_t slot) {
     GpuQueueError what{};
     what.waited = waited;
     what.pe = pe;

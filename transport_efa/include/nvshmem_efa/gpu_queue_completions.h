@@ -2,7 +2,7 @@
 // How many requests of a GpuQueue are complete: from the device's counters, or from a CQ that whoever waits reads.
 #pragma once
 
-#include "nvshmem_efa/gpu_queue.h"
+#include "nvshmem_efa/gpu_queue_slots.h"
 
 namespace nvshmem_efa {
 
@@ -47,7 +47,7 @@ NVSHMEM_EFA_HD inline bool cq_entry_read(const GpuQueue& queue, uint32_t index, 
 }
 
 // Takes what the CQ holds, unless somebody else is at it. The lock is held while entries are there, never across a wait.
-NVSHMEM_EFA_HD inline bool completions_poll_cq(const GpuQueue& queue) {
+NVSHMEM_EFA_COLD inline bool completions_poll_cq(GpuQueue queue) {
     GpuQueueState& state = *queue.state;
     // Acquire pairs with the release below: cq_consumed and `completed` of whoever read the CQ before.
     if (order::exchange_acquire_gpu(&state.cq_lock, 1) != 0) return true;
@@ -69,8 +69,9 @@ NVSHMEM_EFA_HD inline bool completions_poll_cq(const GpuQueue& queue) {
     return is_good;
 }
 
-// An error was counted; looks for its entry among the CQ's newest, as far back as the device cannot yet have gone over.
-NVSHMEM_EFA_HD inline bool fail_counted_error(const GpuQueue& queue, uint32_t completed, uint32_t n_errors) {
+// Errors were counted, after `completed` requests; looks for an entry of theirs among the CQ's newest, as far back as the
+// device cannot yet have gone over.
+NVSHMEM_EFA_COLD inline bool fail_counted_error(GpuQueue queue, uint32_t completed, uint32_t n_errors) {
     const uint32_t written = completed - queue.first_slot + n_errors;
     const uint32_t span = queue.cq_entries && queue.cq_depth > queue.depth ? queue.cq_depth - queue.depth : 0;
     TxCqe entry;
@@ -83,15 +84,25 @@ NVSHMEM_EFA_HD inline bool fail_counted_error(const GpuQueue& queue, uint32_t co
     return gpu_queue_fail(queue, what);
 }
 
+// The error counter has moved; reads both again, errors before completions, unlike completions_read_counter(): whatever
+// was in flight when the error was counted then has its entry before `counter`.
+NVSHMEM_EFA_COLD inline bool completions_read_error(GpuQueue queue, uint32_t known) {
+    // Acquire pairs with the device's write of the error counter, which comes after the error's entry.
+    const auto n_errors = (static_cast<uint32_t>(order::load_acquire_sys(queue.errors)) - queue.errors_before) & kCounterMask31;
+    const auto counter = static_cast<uint32_t>(order::load_acquire_sys(queue.completions));
+    const uint32_t fresh = (counter - queue.counter_bias - known) & kCounterMask31;
+    return fail_counted_error(queue, fresh > queue.depth ? known : known + fresh, n_errors);
+}
+
 NVSHMEM_EFA_HD inline bool completions_read_counter(const GpuQueue& queue) {
     GpuQueueState& state = *queue.state;
     const uint64_t known = order::load_acquire_gpu(&state.completed);  // pairs with max_release_gpu() below
-    // Errors before completions: whatever was in flight when the error was counted has its entry before `counter`.
-    const auto n_errors = (static_cast<uint32_t>(order::load_acquire_sys(queue.errors)) - queue.errors_before) & kCounterMask31;
+    // Relaxed, so that both loads cross the bus at the same time; an error that is missed now is seen by the next look.
+    const auto errors = static_cast<uint32_t>(order::load_relaxed_sys(queue.errors));
     // Acquire pairs with the device's write of the counter (soft device: Device::count()): the payloads are placed.
     const auto counter = static_cast<uint32_t>(order::load_acquire_sys(queue.completions));
+    if (((errors - queue.errors_before) & kCounterMask31) != 0) return completions_read_error(queue, static_cast<uint32_t>(known));
     const uint32_t fresh = (counter - queue.counter_bias - static_cast<uint32_t>(known)) & kCounterMask31;
-    if (n_errors != 0) return fail_counted_error(queue, static_cast<uint32_t>(known) + fresh, n_errors);
     // More than can be in flight: a look older than `known`, which another poster's newer one has outrun on its way
     // over the bus (seen on an H200 about once in 10^6 looks). There is nothing to learn from it.
     if (fresh > queue.depth) return true;

@@ -9,10 +9,13 @@
 
 namespace nvshmem_efa {
 
+inline constexpr uint32_t kLooksBeforeHold = 4;  // of a quiet, once as many are complete as were posted when it began
+
 struct SharedReservation {
     uint32_t first;
     Turn turn;  // as last seen; exact when it is ours
     bool is_good;
+    bool is_held;  // a quiet asks us to pause after this post
 };
 
 // Whether `end` slots leave the device's batch limit and the ring's depth respected. Only doorbells that are known to
@@ -25,12 +28,12 @@ NVSHMEM_EFA_HD inline bool shared_ring_has_room(const GpuQueue& queue, uint64_t 
 }
 
 // Passes the turn on. Release: the slots, and the doorbell if there was one, come before what the next holder does.
-// Pairs with the acquire loads of `turn` in shared_reserve(), shared_wait_for_room() and shared_wait_for_turn().
+// Pairs with the loads of `turn` in shared_reserve(), shared_wait_for_room() and shared_wait_for_turn().
 NVSHMEM_EFA_HD inline void shared_pass(const GpuQueue& queue, const Turn& turn) {
     order::store_release_gpu(&queue.state->turn, turn_pack(turn));
 }
 
-// Caller has the turn. The one system fence of this doorbell (in store_doorbell()) orders three things:
+// Caller has the turn. The one system-wide release of this doorbell orders three things:
 //  * all slots before turn.written, ours and those whose turn we acquired, before the doorbell; pairs with the device's
 //    fetch of the slots after it sees the doorbell (soft device: acquire load in Device::poll_doorbells());
 //  * the doorbell before this one, by us or by a former holder, before this one: the device's counter never goes back;
@@ -41,19 +44,19 @@ NVSHMEM_EFA_HD inline Turn shared_ring(const GpuQueue& queue, const Turn& turn) 
 }
 
 // The slow way to room for [first, end): completions, and whoever has the turn rings what others left, as they may be
-// what keeps the ring full. Leaves the turn as seen in *turn.
-NVSHMEM_EFA_HD inline bool shared_wait_for_room(const GpuQueue& queue, uint32_t first, uint32_t end, uint32_t pe, Turn* seen) {
+// what keeps the ring full. Returns the reservation with the turn as last seen.
+NVSHMEM_EFA_COLD inline SharedReservation shared_wait_for_room(GpuQueue queue, SharedReservation got, uint32_t end, uint32_t pe) {
     WaitClock clock;
     while (true) {
         Turn turn = turn_unpack(order::load_acquire_gpu(&queue.state->turn));
         bool has_batch = shared_batch_has_room(queue, turn, end);
         const bool has_ring = shared_ring_has_room(queue, order::load_before_branch_gpu(&queue.state->completed), end);
-        if (turn.written == first && turn.unrung != 0 && !(has_batch && has_ring)) {
+        if (turn.written == got.first && turn.unrung != 0 && !(has_batch && has_ring)) {
             turn = shared_ring(queue, turn);
             shared_pass(queue, turn);  // not on: we still have it, but others see how far it was rung
             has_batch = shared_batch_has_room(queue, turn, end);
         }
-        if (turn.written == first && !has_batch) {
+        if (turn.written == got.first && !has_batch) {
             // All is rung, so the last doorbell alone is in the way (max_batch 1 or odd): one more fence puts it out,
             // before any later slot. Pairs with the device's look at slots beyond its limit.
             order::fence_sys();
@@ -61,43 +64,46 @@ NVSHMEM_EFA_HD inline bool shared_wait_for_room(const GpuQueue& queue, uint32_t 
             shared_pass(queue, turn);
             has_batch = true;
         }
-        *seen = turn;
-        if (has_batch && has_ring) return !gpu_queue_has_failed(queue);
-        if (!completions_refresh(queue)) return false;
-        if (clock.has_passed(queue.wait_ticks))
-            return fail_wait(queue, has_ring ? GpuQueueWait::kBatch : GpuQueueWait::kCredits, pe, first);
+        got.turn = turn;
+        got.is_good = !gpu_queue_has_failed(queue);
+        if (has_batch && has_ring) return got;
+        got.is_good = completions_refresh(queue);
+        if (got.is_good && clock.has_passed(queue.wait_ticks))
+            got.is_good = fail_wait(queue, has_ring ? GpuQueueWait::kBatch : GpuQueueWait::kCredits, pe, got.first);
+        if (!got.is_good) return got;
         order::pause();
     }
 }
 
-// Takes `n` slots (at most queue.batch) and waits until they may be written.
+// Takes `n` slots (at most queue.batch) and waits until they may be written. One round trip to memory when there is room:
+// none of the loads waits for another.
 NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, uint32_t n, uint32_t pe) {
     SharedReservation got;
     // Relaxed: the number alone matters; what orders our slots against others' is `turn`.
     got.first = order::fetch_add_relaxed_gpu(&queue.state->head, n);
-    const bool has_failed = gpu_queue_has_failed(queue);
+    // The turn orders stores: doorbells that count as out are before our slots, and if it is ours, the slots and the
+    // doorbell of the poster before us are before our doorbell. Pairs with shared_pass().
+    const uint64_t turn = order::load_before_branch_gpu(&queue.state->turn);
     const uint64_t completed = order::load_before_branch_gpu(&queue.state->completed);
-    // Acquire pairs with shared_pass(): doorbells that count as out are before our slots.
-    got.turn = turn_unpack(order::load_acquire_gpu(&queue.state->turn));
+    const order::Pair gate = order::load_pair_relaxed_gpu(&queue.state->failed);
+    got.turn = turn_unpack(turn);
+    got.is_good = gate.first == 0;
+    got.is_held = gate.second != 0;
     const uint32_t end = got.first + n;
-    got.is_good = !has_failed;
-    if (has_failed) return got;
-    if (shared_batch_has_room(queue, got.turn, end) && shared_ring_has_room(queue, completed, end)) return got;
-    got.is_good = shared_wait_for_room(queue, got.first, end, pe, &got.turn);
+    if (got.is_good && !(shared_batch_has_room(queue, got.turn, end) && shared_ring_has_room(queue, completed, end)))
+        got = shared_wait_for_room(queue, got, end, pe);
     return got;
 }
 
-NVSHMEM_EFA_HD inline bool shared_wait_for_turn(const GpuQueue& queue, uint32_t first, uint32_t pe, Turn* turn, uint32_t* head) {
+// Until the poster before has passed the turn to the owner of slot `first`.
+NVSHMEM_EFA_COLD inline bool shared_wait_for_turn(GpuQueue queue, uint32_t first, uint32_t pe) {
     WaitClock clock;
-    while (true) {
-        *head = order::load_relaxed_gpu(&queue.state->head);  // on its way together with the next load
-        // Acquire pairs with shared_pass() of the poster before us: its slots, and those it acquired, are before ours.
-        *turn = turn_unpack(order::load_acquire_gpu(&queue.state->turn));
-        if (turn->written == first) return true;
+    while (static_cast<uint32_t>(order::load_acquire_gpu(&queue.state->turn)) != first) {
         if (gpu_queue_has_failed(queue)) return false;
         if (clock.has_passed(queue.wait_ticks)) return fail_wait(queue, GpuQueueWait::kTurn, pe, first);
         order::pause();
     }
+    return true;
 }
 
 // The slots of `got` are written (and joined to the caller): tells the device, or leaves that to who waits behind.
@@ -105,10 +111,12 @@ NVSHMEM_EFA_HD inline bool shared_publish(const GpuQueue& queue, const SharedRes
     Turn turn = got.turn;
     bool has_follower = false;
     if (turn.written != got.first) {
-        uint32_t head = 0;
-        if (!shared_wait_for_turn(queue, got.first, pe, &turn, &head)) return false;
+        if (!shared_wait_for_turn(queue, got.first, pe)) return false;
+        // Pairs with shared_pass() of the poster before us: its slots, and those that it took over, are before what we
+        // store. Ours since the wait, so it is the word that the wait has seen.
+        turn = turn_unpack(order::load_before_branch_gpu(&queue.state->turn));
         // A follower that we see, with a relaxed load, has taken its slots and will publish them, or fail the queue.
-        has_follower = head != got.first + n;
+        has_follower = order::load_relaxed_gpu(&queue.state->head) != got.first + n;
     }
     turn = {turn.written + n, turn.unrung + n, queue.max_batch == 0 ? 0 : turn.unsettled + n};
     if (!has_follower || turn.unrung >= queue.ring_at) turn = shared_ring(queue, turn);
@@ -116,41 +124,82 @@ NVSHMEM_EFA_HD inline bool shared_publish(const GpuQueue& queue, const SharedRes
     return true;
 }
 
+// After a post, when a quiet had asked for a pause: waits for its end, so that it finds a moment with nothing in flight.
+// After and not before, because a look before the slots are taken would cost each post one more round trip to memory;
+// so a poster posts at most twice more, once unaware and once told, and a quiet still ends when those are complete.
+NVSHMEM_EFA_COLD inline bool shared_wait_for_hold(GpuQueue queue, uint32_t pe, uint32_t slot) {
+    WaitClock clock;
+    while (true) {
+        const order::Pair gate = order::load_pair_relaxed_gpu(&queue.state->failed);
+        if (gate.first != 0) return false;
+        if (gate.second == 0) return true;
+        if (clock.has_passed(queue.wait_ticks)) return fail_wait(queue, GpuQueueWait::kHold, pe, slot);
+        order::pause();
+    }
+}
+
 // Posts one ready request of each member: 64 bytes, built with wqe.h; the phase bit and the request id are the queue's
 // to set. All members call it and get the same answer. True: the requests are in the ring and the device knows of them,
 // or learns of them from a poster behind. False: the queue has failed, see its error record.
 template <class Group>
 NVSHMEM_EFA_HD inline bool shared_post(const GpuQueue& queue, const Group& group, const SendWqe& wqe, uint32_t pe) {
-    for (uint32_t done = 0; done < group.size(); done += queue.batch) {
-        const uint32_t left = group.size() - done;
-        const uint32_t n = left < queue.batch ? left : queue.batch;
+    const SlotBytes bytes = slot_template(wqe);
+    for (uint32_t done = 0; done < group.size();) {
+        const uint32_t n = group_part(group, done, queue.batch);
         SharedReservation got{};
         if (group.rank() == 0) got = shared_reserve(queue, n, pe);
         const uint64_t shared = group.share(static_cast<uint64_t>(got.is_good) << 32 | got.first);
         if ((shared >> 32) == 0) return false;
-        const uint32_t place = group.rank() - done;
-        if (place < n) slot_write(queue, static_cast<uint32_t>(shared) + place, wqe, pe);
+        slots_write(queue, static_cast<uint32_t>(shared), group, done, n, bytes, pe);
         group.join();  // the members' slots before rank 0's doorbell or its passing of the turn
         bool is_good = true;
-        if (group.rank() == 0) is_good = shared_publish(queue, got, n, pe);
+        if (group.rank() == 0) {
+            is_good = shared_publish(queue, got, n, pe);
+            if (is_good && got.is_held) is_good = shared_wait_for_hold(queue, pe, got.first);
+        }
         if (group.share(is_good) == 0) return false;
+        done += n;
     }
     return true;
 }
 
+// A quiet's request to the posters to pause; several quiets may ask at a time. Relaxed: it orders nothing.
+class SharedHold {
+   public:
+    NVSHMEM_EFA_HD explicit SharedHold(GpuQueueState* state) : state_(state) {}
+    NVSHMEM_EFA_HD ~SharedHold() {
+        if (is_set_) order::fetch_add_relaxed_gpu(&state_->hold, ~0u);
+    }
+    SharedHold(const SharedHold&) = delete;
+    SharedHold& operator=(const SharedHold&) = delete;
+    NVSHMEM_EFA_HD void set() {
+        if (!is_set_) order::fetch_add_relaxed_gpu(&state_->hold, 1);
+        is_set_ = true;
+    }
+
+   private:
+    GpuQueueState* state_;
+    bool is_set_ = false;
+};
+
 // Waits until nothing is in flight: all requests posted before are complete, whoever posted them. It needs a moment in
-// which that holds; posters that never pause can keep it waiting until its deadline.
-NVSHMEM_EFA_HD inline bool shared_quiet(const GpuQueue& queue, uint32_t pe) {
+// which that holds; when others go on posting, it makes them pause (see shared_wait_for_hold()).
+NVSHMEM_EFA_COLD inline bool shared_quiet(GpuQueue queue, uint32_t pe) {
     WaitClock clock;
+    SharedHold hold(queue.state);
+    uint32_t looks_late = 0;
+    const uint32_t goal = order::load_relaxed_gpu(&queue.state->head);
     while (true) {
         if (!completions_refresh(queue)) return false;
         // The count first, then the head: if nothing was taken beyond what is complete, all of it is complete. The
         // other way round, late completions of new requests would pass for those of old ones. Acquire pairs with the
         // release of `completed` by whoever read the counter: the payloads are placed.
-        const uint64_t completed = order::load_acquire_gpu(&queue.state->completed);
+        const auto completed = static_cast<uint32_t>(order::load_acquire_gpu(&queue.state->completed));
         const uint32_t head = order::load_relaxed_gpu(&queue.state->head);
-        if (static_cast<uint32_t>(completed) == head) return true;
+        if (completed == head) return true;
         if (clock.has_passed(queue.wait_ticks)) return fail_wait(queue, GpuQueueWait::kQuiet, pe, head);
+        // As many are complete as there were at the start: without others' new requests we would be done.
+        if (static_cast<int32_t>(completed - goal) >= 0 && ++looks_late >= kLooksBeforeHold) hold.set();
         order::pause();
     }
 }

@@ -18,6 +18,13 @@ struct OneThread {
     NVSHMEM_EFA_HD void join() const {}
 };
 
+// How many members take part in the next step, when `done` have and a step takes at most `most`.
+template <class Group>
+NVSHMEM_EFA_HD inline uint32_t group_part(const Group& group, uint32_t done, uint32_t most) {
+    const uint32_t left = group.size() - done;
+    return group.size() == 1 || left < most ? left : most;
+}
+
 #if defined(__CUDACC__)
 // All 32 lanes, converged.
 struct FullWarp {

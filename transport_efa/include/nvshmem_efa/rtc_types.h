@@ -16,3 +16,11 @@ using size_t = decltype(sizeof(0));
 #include <cstring>
 #define NVSHMEM_EFA_LAYOUT(...) static_assert(__VA_ARGS__)
 #endif
+
+// In place of NVSHMEM_EFA_HD for what seldom runs: a call, so that the path beside it stays short and in registers.
+// Arguments of such functions are passed by value: a reference would force the caller's copy into memory.
+#if defined(__CUDACC__)
+#define NVSHMEM_EFA_COLD __host__ __device__ __noinline__
+#else
+#define NVSHMEM_EFA_COLD [[gnu::noinline, gnu::cold]]
+#endif
