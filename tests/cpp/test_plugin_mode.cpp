@@ -82,10 +82,19 @@ TEST(soft_is_taken_only_by_name_and_a_pinned_mode_ignores_the_hardware) {
     CHECK(fallback.status.ok() && fallback.decision.mode == Mode::kFallback && fallback.decision.nics.empty());
 }
 
-TEST(modes_that_this_version_lacks_are_errors_and_not_slower_paths) {
-    for (const char* mode : {"direct", "relay"}) {
-        Decided decided = decide(mode, opens("rdmap86s0"), "efa");
-        CHECK_FAILS(std::move(decided.status), Code::kUnsupported, "use NVSHMEM_EFA_MODE=proxy or auto");
+TEST(relay_and_direct_open_efa_devices_and_keep_their_names) {
+    const struct {
+        const char* name;
+        Mode mode;
+    } cases[] = {{"relay", Mode::kRelay}, {"direct", Mode::kDirect}};
+    for (const auto& one : cases) {
+        const Decided decided = decide(one.name, opens("rdmap86s0"), "efa");
+        CHECK(decided.status.ok() && decided.decision.mode == one.mode);
+        CHECK_EQ(decided.decision.nics.at(0)->info().name, "rdmap86s0");
+        CHECK_EQ(std::string(mode_name(one.mode)), one.name);
+        Decided missing = decide(one.name, opens_nothing(Code::kMissing, "no device"));
+        CHECK_FAILS(std::move(missing.status), Code::kMissing,
+                    (std::string("NVSHMEM_EFA_MODE=") + one.name + ": no device").c_str());
     }
 }
 

@@ -64,6 +64,8 @@ bool same_field(const char (&left)[16], const char (&right)[16]) { return std::s
 const char* mode_name(Mode mode) {
     switch (mode) {
         case Mode::kProxy: return "proxy";
+        case Mode::kDirect: return "direct";
+        case Mode::kRelay: return "relay";
         case Mode::kSoft: return "soft";
         case Mode::kFallback: return "fallback";
     }
@@ -89,17 +91,12 @@ Status decide_mode(const Knobs& knobs, const ModeSources& sources, ModeDecision*
         decision->why = "NVSHMEM_EFA_MODE=fallback";
         return Status();
     }
-    if (knobs.mode == "proxy") {
-        decision->mode = Mode::kProxy;
-        return open_with(sources.open_verbs, knobs, decision).with_context("NVSHMEM_EFA_MODE=proxy");
-    }
     if (knobs.mode == "soft") {
         decision->mode = Mode::kSoft;
         return open_with(sources.open_soft, knobs, decision).with_context("NVSHMEM_EFA_MODE=soft");
     }
-    return Status::error(Code::kUnsupported, "use NVSHMEM_EFA_MODE=proxy or auto",
-                         "NVSHMEM_EFA_MODE=%s: queues posted by the GPU are not in nvshmem-efa " NVSHMEM_EFA_VERSION,
-                         knobs.mode.c_str());
+    decision->mode = knobs.mode == "direct" ? Mode::kDirect : knobs.mode == "relay" ? Mode::kRelay : Mode::kProxy;
+    return open_with(sources.open_verbs, knobs, decision).with_context("NVSHMEM_EFA_MODE=" + knobs.mode);
 }
 
 ModeHeader make_mode_header(Mode mode, const std::string& detail, int abi) {

@@ -13,9 +13,10 @@
 
 namespace nvshmem_efa {
 
-enum class Mode { kProxy, kSoft, kFallback };
+// kDirect and kRelay are kProxy's data path for the host, and pin the kind of ring that the GPU posts to (gpu_ring.h).
+enum class Mode { kProxy, kDirect, kRelay, kSoft, kFallback };
 
-const char* mode_name(Mode mode);  // "proxy", "soft", "fallback"
+const char* mode_name(Mode mode);  // "proxy", "direct", "relay", "soft", "fallback"
 
 using OpenNics = std::function<Status(const OpenOptions&, std::vector<std::unique_ptr<Nic>>*)>;
 
@@ -45,7 +46,7 @@ struct ModeHeader {
     uint64_t magic = 0;
     uint32_t abi = 0;
     uint32_t reserved = 0;
-    char mode[16] = {};     // "proxy"
+    char mode[16] = {};     // mode_name()
     char detail[16] = {};   // kFallback: "ibrc"
     char version[16] = {};  // ours
 };

@@ -268,7 +268,7 @@ Status progress(PluginState& state) {
 Status flush_arrivals(PluginState& state) {
     // The software device reports data only when it is in place. A real one has posted PCIe writes, which a read by the
     // device from the same memory pushes ahead of itself.
-    if (state.mode != Mode::kProxy || state.n_pes == 0) return Status();
+    if (state.mode == Mode::kSoft || state.n_pes == 0) return Status();
     MemHandle heap;
     {
         const std::lock_guard<std::mutex> lock(state.own_heap_mutex);
