@@ -22,7 +22,8 @@ endfunction()
 
 # The plugin's sources once, also for tests that put recording fakes behind them.
 add_library(nvshmem_efa_plugin_objects OBJECT
-  src/plugin_api.cpp src/plugin_connect.cpp src/plugin_fuse.cpp src/plugin_init.cpp src/plugin_memory.cpp src/plugin_ops.cpp)
+  src/plugin_api.cpp src/plugin_connect.cpp src/plugin_fuse.cpp src/plugin_init.cpp src/plugin_memory.cpp src/plugin_modules.cpp
+  src/plugin_ops.cpp)
 target_link_libraries(nvshmem_efa_plugin_objects PUBLIC nvshmem_efa_core)
 
 add_library(nvshmem_efa SHARED)
@@ -39,7 +40,7 @@ foreach(abi 3 4 5 6 7)
   list(APPEND plugin_targets ${target})
 endforeach()
 
-add_library(nvshmem_efa_shim SHARED shim/switch.cpp)
+add_library(nvshmem_efa_shim SHARED shim/switch.cpp shim/modules.cpp)
 target_include_directories(nvshmem_efa_shim PRIVATE include)
 target_compile_options(nvshmem_efa_shim PRIVATE -fno-exceptions -fno-rtti)
 target_link_libraries(nvshmem_efa_shim PRIVATE ${CMAKE_DL_LIBS})

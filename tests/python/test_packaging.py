@@ -14,7 +14,7 @@ import pytest
 from nvshmem_efa import installed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HEADERS = {path.name for path in (ROOT / "transport_efa" / "include" / "nvshmem_efa").glob("*.h")}
+HEADERS = {path.name for path in (ROOT / "transport_efa" / "include" / "nvshmem_efa").glob("*.*h")}
 
 
 def contents() -> set[str]:

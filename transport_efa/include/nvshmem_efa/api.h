@@ -6,6 +6,8 @@
 
 #include <stddef.h>
 
+#include "nvshmem_efa/module_record.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -47,6 +49,17 @@ NVSHMEM_EFA_API const char* nvshmem_efa_describe(void);
  * "{}" before the first init. Names that start with soft_ are the software devices' own. Exact only while no operation
  * is under way. The text is the calling thread's until its next call. */
 NVSHMEM_EFA_API const char* nvshmem_efa_stats_json(void);
+
+/* Modules whose kernels post: docs/modules.md. Programs that include module.cuh do not call this: a
+ * constructor in it does, and nobody else may. It is in the switch too, which keeps records until this library is loaded.
+ * All three return 0, or an error code with its text in nvshmem_efa_last_error(). */
+NVSHMEM_EFA_API int nvshmem_efa_module_add(nvshmem_efa_module* module);
+/* For a CUmodule, such as one that NVRTC made, whose program includes module.cuh. It must be removed before it is
+ * unloaded. Not beside a kernel that waits for the calling thread: CUDA may wait for the GPU to find a symbol. */
+NVSHMEM_EFA_API int nvshmem_efa_module_add_driver(void* cu_module);
+NVSHMEM_EFA_API int nvshmem_efa_module_remove_driver(void* cu_module);
+/* What is registered: a JSON list of {"name", "has_state", "trouble"}. The text is the calling thread's until its next call. */
+NVSHMEM_EFA_API const char* nvshmem_efa_modules_json(void);
 
 /* The switch, in libnvshmem_efa_shim.so; its constructor calls this too. Call it before NVSHMEM reads its options.
  * 1: NVSHMEM_REMOTE_TRANSPORT=efa was asked for and this plugin is in place; 0: it was not asked for, nothing changed;
