@@ -7,6 +7,6 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 nvcc=${NVCC:-$(command -v nvcc || true)}
 [ -n "$nvcc" ] || { echo "build_issue_rate.sh: no nvcc; hint: install CUDA 12 or 13, or set NVCC=/path/to/nvcc" >&2; exit 2; }
 mkdir -p "$out"
-"$nvcc" -std=c++20 -O3 -lineinfo "-arch=${CUDA_ARCH:-sm_90}" "-I$root/transport_efa/include" "$root/perf/gpu/issue_rate.cu" \
+"$nvcc" -std=c++20 -O3 -lineinfo "-arch=${CUDA_ARCH:-sm_90}" "-I$root/transport_efa/include" "-I$root/perf/gpu" "$root/perf/gpu/issue_rate.cu" \
   -o "$out/issue_rate" -Xcompiler -Wall,-pthread
 echo "built $out/issue_rate"

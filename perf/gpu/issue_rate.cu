@@ -14,15 +14,13 @@
 #include <cstring>
 #include <string>
 #include <thread>
-#include <type_traits>
 #include <vector>
 
-#include "nvshmem_efa/gpu_queue_owned.h"
-#include "nvshmem_efa/gpu_queue_shared.h"
+#include "issue_rate_methods.cuh"
 
 namespace {
 
-using namespace nvshmem_efa;
+using namespace issue_rate;
 
 constexpr int kQueuesMax = 256;
 constexpr int kLine = 64;  // bytes between words that different parties write
@@ -34,109 +32,6 @@ constexpr int kLine = 64;  // bytes between words that different parties write
             std::exit(3);                                                                                   \
         }                                                                                                   \
     } while (0)
-
-// ---- what is timed: each method posts kBatch requests and rings once ----
-
-// Requests are told apart by their remote address: how many of this poster's came before.
-__device__ void number_request(SendWqe& wqe, uint32_t number) { wqe.rdma.remote.addr_lo = number; }
-
-template <int kBatch>
-using Group = std::conditional_t<kBatch == 1, OneThread, std::conditional_t<kBatch == 32, FullWarp, SomeLanes>>;
-
-template <int kBatch>
-__device__ Group<kBatch> poster_group() {
-    if constexpr (kBatch == 1) return {};
-    if constexpr (kBatch == 32) return full_warp();
-    if constexpr (kBatch > 1 && kBatch < 32) return lanes_of((1u << kBatch) - 1u);
-}
-
-template <int kBatch>
-struct Owned {
-    static constexpr const char* kName = "owned";
-    GpuQueue queue;
-    OwnedCursor cursor;
-    Group<kBatch> group;
-    __device__ explicit Owned(const GpuQueue& with) : queue(with), cursor(owned_begin(queue)), group(poster_group<kBatch>()) {}
-    __device__ bool post(const SendWqe& wqe) {
-        const bool is_good = owned_post(queue, cursor, group, wqe, 1);
-        owned_ring(queue, cursor, group);
-        return is_good;
-    }
-    __device__ bool end() {
-        const bool is_good = owned_quiet(queue, cursor, group, 1);
-        owned_end(queue, cursor, group);
-        return is_good;
-    }
-};
-
-// The same with the notes of the error record, which a queue in a device's own memory needs for the remote address.
-template <int kBatch>
-struct OwnedNotes : Owned<kBatch> {
-    static constexpr const char* kName = "owned_notes";
-    __device__ static GpuQueue with_notes(GpuQueue queue) {
-        queue.notes = reinterpret_cast<GpuQueueNote*>(queue.cq_consumer);  // no CQ here: its field carries the address
-        queue.cq_consumer = nullptr;
-        return queue;
-    }
-    __device__ explicit OwnedNotes(const GpuQueue& with) : Owned<kBatch>(with_notes(with)) {}
-};
-
-template <int kBatch>
-struct Shared {
-    static constexpr const char* kName = "shared";
-    GpuQueue queue;
-    Group<kBatch> group;
-    __device__ explicit Shared(const GpuQueue& with) : queue(with), group(poster_group<kBatch>()) {}
-    __device__ bool post(const SendWqe& wqe) { return shared_post(queue, group, wqe, 1); }
-    __device__ bool end() { return group.rank() != 0 || shared_quiet(queue, 1); }
-};
-
-// The ceiling: the same bytes and one release a doorbell, and nothing of a queue (no credits, no error record, no notes).
-template <int kBatch>
-struct Bare {
-    static constexpr const char* kName = "bare_stores";
-    GpuQueue queue;
-    uint32_t slot;
-    __device__ explicit Bare(const GpuQueue& with) : queue(with), slot(with.first_slot) {}
-    __device__ bool post(const SendWqe& wqe) {
-        const uint32_t lane = kBatch == 1 ? 0 : lane_number();
-        if constexpr (kBatch == 32) {
-            slots_write_warp(queue, slot, lane, slot_template(wqe), 1);
-        } else {
-            slot_write(queue, slot + lane, slot_template(wqe), 1);
-        }
-        slot += kBatch;
-        if (kBatch > 1) __syncwarp((kBatch == 32 ? 0u : 1u << kBatch) - 1u);
-        if (lane == 0) order::store_doorbell(queue.doorbell, slot);
-        return true;
-    }
-    __device__ bool end() { return true; }
-};
-
-// What a library does that knows nothing of who else posts: build in local memory, eight stores of 8 bytes a slot, a
-// full fence before the doorbell and one after it.
-template <int kBatch>
-struct TwoFences {
-    static constexpr const char* kName = "two_fences";
-    GpuQueue queue;
-    uint32_t slot;
-    __device__ explicit TwoFences(const GpuQueue& with) : queue(with), slot(with.first_slot) {}
-    __device__ bool post(const SendWqe& wqe) {
-        const uint32_t lane = kBatch == 1 ? 0 : lane_number();
-        volatile uint64_t built[8];
-        const SlotBytes bytes = slot_bytes(queue, slot + lane, slot_template(wqe), 1);
-        for (int i = 0; i < 8; ++i) built[i] = i & 1 ? bytes.piece[i / 2].high : bytes.piece[i / 2].low;
-        auto* to = reinterpret_cast<volatile uint64_t*>(slot_at(queue, slot + lane));
-        for (int i = 0; i < 8; ++i) to[i] = built[i];
-        slot += kBatch;
-        __threadfence_system();
-        if (kBatch > 1) __syncwarp((kBatch == 32 ? 0u : 1u << kBatch) - 1u);
-        if (lane == 0) *reinterpret_cast<volatile uint32_t*>(queue.doorbell) = slot;
-        __threadfence_system();
-        return true;
-    }
-    __device__ bool end() { return true; }
-};
 
 struct Clocks {
     unsigned long long ns, cycles;
@@ -329,7 +224,7 @@ class Bench {
     void finish(const char* what) {
         CUDA_CHECK(cudaGetLastError());
         CUDA_CHECK(cudaDeviceSynchronize());
-        if (n_backwards_.load() != 0 && std::strcmp(what, "bare_stores") != 0 && std::strcmp(what, "two_fences") != 0)
+        if (n_backwards_.load() != 0 && std::strncmp(what, "bare", 4) != 0 && std::strcmp(what, "two_fences") != 0)
             wrong(what, 0, 0, "a doorbell went back, or told of more slots than the ring has");
         n_backwards_.store(0);
         if (*failed_ == 0) return;
@@ -408,7 +303,15 @@ void measure_batch(Bench& bench, std::string* json) {
         bench.rate<TwoFences<kBatch>, kBatch>(json, warps, warps);
         bench.rate<Shared<kBatch>, kBatch>(json, warps, warps);
     }
-    for (int warps : {1, 256}) bench.rate<OwnedNotes<kBatch>, kBatch>(json, warps, warps);
+    for (int warps : {1, 256}) {
+        bench.rate<OwnedNotes<kBatch>, kBatch>(json, warps, warps);
+        bench.rate<Owned<kBatch, false>, kBatch>(json, warps, warps);
+        bench.rate<Shared<kBatch, false>, kBatch>(json, warps, warps);
+        bench.rate<Bare<kBatch, Bell::kFence>, kBatch>(json, warps, warps);
+        bench.rate<Bare<kBatch, Bell::kAllLanes>, kBatch>(json, warps, warps);
+        bench.rate<Bare<kBatch, Bell::kRelease, Extra::kTakeSlots>, kBatch>(json, warps, warps);
+        bench.rate<Bare<kBatch, Bell::kRelease, Extra::kPassTurn>, kBatch>(json, warps, warps);
+    }
     for (int warps : {4, 16, 64}) bench.rate<Shared<kBatch>, kBatch>(json, warps, 1);
 }
 
@@ -444,7 +347,13 @@ int main(int argc, char** argv) {
     bench.latency<Owned<1>>(&json);
     bench.latency<OwnedNotes<1>>(&json);
     bench.latency<Shared<1>>(&json);
+    bench.latency<Owned<1, false>>(&json);
+    bench.latency<Shared<1, false>>(&json);
     bench.latency<Bare<1>>(&json);
+    bench.latency<Bare<1, Bell::kFence>>(&json);
+    bench.latency<Bare<1, Bell::kRelease, Extra::kTakeSlots>>(&json);
+    bench.latency<Bare<1, Bell::kRelease, Extra::kPassTurn>>(&json);
+    bench.latency<Bare<1, Bell::kRelease, Extra::kBoth>>(&json);
     bench.latency<TwoFences<1>>(&json);
     measure_batch<1>(bench, &json);
     measure_batch<4>(bench, &json);

@@ -83,19 +83,28 @@ NVSHMEM_EFA_COLD inline OwnedCursor owned_make_room(GpuQueue queue, OwnedCursor 
     return owned_wait(queue, cursor, group, queue.depth - n, GpuQueueWait::kCredits, pe);
 }
 
+// The requests of members done..done+n-1. All members call it.
+template <class Group>
+NVSHMEM_EFA_HD inline bool owned_post_part(const GpuQueue& queue, OwnedCursor& cursor, const Group& group, uint32_t done,
+                                           uint32_t n, const SlotBytes& bytes, uint32_t pe) {
+    if (NVSHMEM_EFA_RARE(!owned_batch_has_room(queue, cursor, n) || !owned_ring_has_room(queue, cursor, n)))
+        cursor = owned_make_room(queue, cursor, group, n, pe);
+    if (NVSHMEM_EFA_RARE(cursor.has_failed)) return false;
+    slots_write(queue, cursor.posted, group, done, n, bytes, pe);
+    cursor.posted += n;
+    return true;
+}
+
 // Posts one ready request of each member (see shared_post()). It is rung by owned_ring(), or before that when the batch is
 // full. False: the queue has failed.
 template <class Group>
 NVSHMEM_EFA_HD inline bool owned_post(const GpuQueue& queue, OwnedCursor& cursor, const Group& group, const SendWqe& wqe, uint32_t pe) {
     const SlotBytes bytes = slot_template(wqe);
-    for (uint32_t done = 0; done < group.size();) {
-        const uint32_t n = group_part(group, done, queue.batch);
-        if (!owned_batch_has_room(queue, cursor, n) || !owned_ring_has_room(queue, cursor, n))
-            cursor = owned_make_room(queue, cursor, group, n, pe);
-        if (cursor.has_failed) return false;
-        slots_write(queue, cursor.posted, group, done, n, bytes, pe);
-        cursor.posted += n;
-        done += n;
+    if (group.size() == 1) return owned_post_part(queue, cursor, group, 0, 1, bytes, pe);
+    for (uint32_t done = 0, n; done < group.size(); done += n) {
+        const uint32_t left = group.size() - done;
+        n = left < queue.batch ? left : queue.batch;
+        if (!owned_post_part(queue, cursor, group, done, n, bytes, pe)) return false;
     }
     return true;
 }

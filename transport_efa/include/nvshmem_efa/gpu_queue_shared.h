@@ -77,10 +77,12 @@ NVSHMEM_EFA_COLD inline SharedReservation shared_wait_for_room(GpuQueue queue, S
 
 // Takes `n` slots (at most queue.batch) and waits until they may be written. One round trip to memory when there is room:
 // none of the loads waits for another.
-NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, uint32_t n, uint32_t pe) {
+template <class Group>
+NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, const Group& group, uint32_t n, uint32_t pe) {
     SharedReservation got;
     // Relaxed: the number alone matters; what orders our slots against others' is `turn`.
-    got.first = order::fetch_add_relaxed_gpu(&queue.state->head, n);
+    got.first = group.size() == 1 ? order::fetch_increment_relaxed_gpu(&queue.state->head, ~(queue.depth >> 16))
+                                  : order::fetch_add_relaxed_gpu(&queue.state->head, n);
     // The turn orders stores: doorbells that count as out are before our slots, and if it is ours, the slots and the
     // doorbell of the poster before us are before our doorbell. Pairs with shared_pass().
     const uint64_t turn = order::load_before_branch_gpu(&queue.state->turn);
@@ -90,7 +92,8 @@ NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, ui
     got.is_good = gate.first == 0;
     got.is_held = gate.second != 0;
     const uint32_t end = got.first + n;
-    if (got.is_good && !(shared_batch_has_room(queue, got.turn, end) && shared_ring_has_room(queue, completed, end)))
+    const bool has_room = shared_batch_has_room(queue, got.turn, end) && shared_ring_has_room(queue, completed, end);
+    if (NVSHMEM_EFA_RARE(got.is_good && !has_room))
         got = shared_wait_for_room(queue, got, end, pe);
     return got;
 }
@@ -110,7 +113,7 @@ NVSHMEM_EFA_COLD inline bool shared_wait_for_turn(GpuQueue queue, uint32_t first
 NVSHMEM_EFA_HD inline bool shared_publish(const GpuQueue& queue, const SharedReservation& got, uint32_t n, uint32_t pe) {
     Turn turn = got.turn;
     bool has_follower = false;
-    if (turn.written != got.first) {
+    if (NVSHMEM_EFA_RARE(turn.written != got.first)) {
         if (!shared_wait_for_turn(queue, got.first, pe)) return false;
         // Pairs with shared_pass() of the poster before us: its slots, and those that it took over, are before what we
         // store. Ours since the wait, so it is the word that the wait has seen.
@@ -138,27 +141,35 @@ NVSHMEM_EFA_COLD inline bool shared_wait_for_hold(GpuQueue queue, uint32_t pe, u
     }
 }
 
+// The requests of members done..done+n-1. All members call it.
+template <class Group>
+NVSHMEM_EFA_HD inline bool shared_post_part(const GpuQueue& queue, const Group& group, uint32_t done, uint32_t n,
+                                            const SlotBytes& bytes, uint32_t pe) {
+    SharedReservation got{};
+    if (group.rank() == 0) got = shared_reserve(queue, group, n, pe);
+    const uint64_t shared = group.share(static_cast<uint64_t>(got.is_good) << 32 | got.first);
+    if (NVSHMEM_EFA_RARE(shared >> 32 == 0)) return false;
+    slots_write(queue, static_cast<uint32_t>(shared), group, done, n, bytes, pe);
+    group.join();  // the members' slots before rank 0's doorbell or its passing of the turn
+    bool is_good = true;
+    if (group.rank() == 0) {
+        is_good = shared_publish(queue, got, n, pe);
+        if (NVSHMEM_EFA_RARE(is_good && got.is_held)) is_good = shared_wait_for_hold(queue, pe, got.first);
+    }
+    return group.share(is_good) != 0;
+}
+
 // Posts one ready request of each member: 64 bytes, built with wqe.h; the phase bit and the request id are the queue's
 // to set. All members call it and get the same answer. True: the requests are in the ring and the device knows of them,
 // or learns of them from a poster behind. False: the queue has failed, see its error record.
 template <class Group>
 NVSHMEM_EFA_HD inline bool shared_post(const GpuQueue& queue, const Group& group, const SendWqe& wqe, uint32_t pe) {
     const SlotBytes bytes = slot_template(wqe);
-    for (uint32_t done = 0; done < group.size();) {
-        const uint32_t n = group_part(group, done, queue.batch);
-        SharedReservation got{};
-        if (group.rank() == 0) got = shared_reserve(queue, n, pe);
-        const uint64_t shared = group.share(static_cast<uint64_t>(got.is_good) << 32 | got.first);
-        if ((shared >> 32) == 0) return false;
-        slots_write(queue, static_cast<uint32_t>(shared), group, done, n, bytes, pe);
-        group.join();  // the members' slots before rank 0's doorbell or its passing of the turn
-        bool is_good = true;
-        if (group.rank() == 0) {
-            is_good = shared_publish(queue, got, n, pe);
-            if (is_good && got.is_held) is_good = shared_wait_for_hold(queue, pe, got.first);
-        }
-        if (group.share(is_good) == 0) return false;
-        done += n;
+    if (group.size() == 1) return shared_post_part(queue, group, 0, 1, bytes, pe);
+    for (uint32_t done = 0, n; done < group.size(); done += n) {
+        const uint32_t left = group.size() - done;
+        n = left < queue.batch ? left : queue.batch;
+        if (!shared_post_part(queue, group, done, n, bytes, pe)) return false;
     }
     return true;
 }

@@ -18,13 +18,6 @@ struct OneThread {
     NVSHMEM_EFA_HD void join() const {}
 };
 
-// How many members take part in the next step, when `done` have and a step takes at most `most`.
-template <class Group>
-NVSHMEM_EFA_HD inline uint32_t group_part(const Group& group, uint32_t done, uint32_t most) {
-    const uint32_t left = group.size() - done;
-    return group.size() == 1 || left < most ? left : most;
-}
-
 #if defined(__CUDACC__)
 // All 32 lanes, converged.
 struct FullWarp {
@@ -55,7 +48,11 @@ struct SomeLanes {
     __device__ void join() const { __syncwarp(mask); }
 };
 
-__device__ inline uint32_t lane_number() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z) & 31u; }
+__device__ inline uint32_t lane_number() {
+    uint32_t lane;
+    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
 __device__ inline FullWarp full_warp() { return {lane_number()}; }
 // The lanes of `mask` (all of them call this); `mask` from __activemask() or the caller's own knowledge.
 __device__ inline SomeLanes lanes_of(uint32_t mask) {

@@ -63,6 +63,13 @@ __device__ inline uint32_t fetch_add_relaxed_gpu(uint32_t* at, uint32_t value) {
     asm volatile("atom.add.relaxed.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(value) : "memory");
     return before;
 }
+// The same by one. `all_ones` is 0xffffffff, in a way that the compiler cannot know: additions it gathers from the lanes
+// of the warp, by some ten instructions that a lane alone waits for; an increment that might wrap elsewhere it leaves alone.
+__device__ inline uint32_t fetch_increment_relaxed_gpu(uint32_t* at, uint32_t all_ones) {
+    uint32_t before;
+    asm volatile("atom.inc.relaxed.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(all_ones) : "memory");
+    return before;
+}
 __device__ inline uint32_t exchange_acquire_gpu(uint32_t* at, uint32_t value) {
     uint32_t before;
     asm volatile("atom.exch.acquire.gpu.global.b32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(value) : "memory");
@@ -142,6 +149,7 @@ NVSHMEM_EFA_HD inline uint32_t fetch_add_relaxed_gpu(uint32_t* at, uint32_t valu
     NVSHMEM_EFA_STEP();
     return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
+NVSHMEM_EFA_HD inline uint32_t fetch_increment_relaxed_gpu(uint32_t* at, uint32_t) { return fetch_add_relaxed_gpu(at, 1); }
 NVSHMEM_EFA_HD inline uint32_t exchange_acquire_gpu(uint32_t* at, uint32_t value) {
     NVSHMEM_EFA_STEP();
     return __atomic_exchange_n(at, value, __ATOMIC_ACQUIRE);

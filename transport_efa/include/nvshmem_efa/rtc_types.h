@@ -24,3 +24,4 @@ using size_t = decltype(sizeof(0));
 #else
 #define NVSHMEM_EFA_COLD [[gnu::noinline, gnu::cold]]
 #endif
+#define NVSHMEM_EFA_RARE(condition) __builtin_expect(static_cast<bool>(condition), false)
