@@ -20,16 +20,22 @@ void Agent::attach(const Job& job, const MemoryTable& memory, FetchBoard& board,
     board_ = &board;
     cuda_ = std::move(cuda);
     endpoints_.resize(job.n_rails);
-    sources_.resize(static_cast<size_t>(job.n_pes) * kLanes);
+    sources_.resize(static_cast<size_t>(job.n_pes) * kLanesMax);
     source_of_.resize(job.n_rails);
     for (uint32_t index = 0; index < sources_.size(); ++index) {
         Source& source = sources_[index];
-        source.pe = static_cast<int>(index / kLanes);
-        source.lane = static_cast<int>(index % kLanes);
-        source.slots.resize(job.window);
+        source.pe = static_cast<int>(index / kLanesMax);
+        source.lane = static_cast<int>(index % kLanesMax);
         const Peer& peer = job.peers[static_cast<size_t>(source.pe)];
-        for (size_t rail = 0; rail < job.n_rails; ++rail)
-            source_of_[rail][source_key(peer.agent[rail].ah, peer.card.rails[rail].lane_qp_num[source.lane])] = index;
+        if (!peer.card.ack_words[source.lane]) continue;  // the PE has no such lane
+        source.slots.resize(job.window);
+        for (size_t rail = 0; rail < job.n_rails; ++rail) {
+            const RailCard& card = peer.card.rails[rail];
+            if (source.lane != kLaneGpu) source_of_[rail][source_key(peer.agent[rail].ah, card.lane_qp_num[source.lane])] = index;
+            // Any of its queues may carry any record or data of the GPU lane: the number alone gives the order.
+            for (size_t i = 0; source.lane == kLaneGpu && i < kGpuQueuesMax && card.gpu_qp_num[i]; ++i)
+                source_of_[rail][source_key(peer.agent[rail].ah, card.gpu_qp_num[i])] = index;
+        }
     }
     requests_.reserve(kBatchMax);
     applied_.reserve(kBatchMax);

@@ -86,7 +86,7 @@ class Agent {
     FetchBoard* board_ = nullptr;
     std::unique_ptr<WordEngine> cpu_ = make_cpu_words();
     std::unique_ptr<WordEngine> cuda_;
-    std::vector<Source> sources_;  // [pe * kLanes + lane]
+    std::vector<Source> sources_;  // [pe * kLanesMax + lane]
     std::vector<std::unordered_map<uint32_t, uint32_t>> source_of_;  // per rail: (ah << 16 | qp number) -> source
     std::vector<uint32_t> ready_;
     std::vector<uint32_t> owe_ack_;

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "gpu_mapping.h"
 #include "log.h"
 
 namespace nvshmem_efa {
@@ -65,7 +66,12 @@ Status exchange_hello(const Bootstrap& bootstrap, const std::vector<std::unique_
     mine.n_rails = static_cast<uint32_t>(nics.size());
     mine.rq_depth = rq_depth;
     mine.unsolicited = 1;
-    for (const auto& nic : nics) mine.unsolicited &= nic->info().caps.unsolicited_write_recv ? 1 : 0;
+    mine.gpu_queues = static_cast<uint8_t>(knobs.gpu_queues);
+    mine.writes_once = 1;
+    for (const auto& nic : nics) {
+        mine.unsolicited &= nic->info().caps.unsolicited_write_recv ? 1 : 0;
+        mine.writes_once &= nic->info().caps.data_polling_128 ? 1 : 0;
+    }
     if (getrandom(mine.secret.bytes, sizeof mine.secret.bytes, 0) != static_cast<ssize_t>(sizeof mine.secret.bytes))
         return Status::error(Code::kResource, nullptr, "cannot draw the job's secret: getrandom failed");
     all->resize(static_cast<size_t>(bootstrap.n_pes));
@@ -76,12 +82,14 @@ Status exchange_hello(const Bootstrap& bootstrap, const std::vector<std::unique_
 
 void settle_job(const std::vector<Hello>& hellos, const std::vector<std::unique_ptr<Nic>>& nics, const Knobs& knobs, Job* job) {
     uint32_t rails_min = hellos[0].n_rails, rails_max = hellos[0].n_rails, rq = hellos[0].rq_depth;
-    job->count_by_immediate = true;
+    job->count_by_immediate = job->writes_once = true;
     for (const Hello& hello : hellos) {
         rails_min = std::min(rails_min, hello.n_rails);
         rails_max = std::max(rails_max, hello.n_rails);
         rq = std::min(rq, hello.rq_depth);
         job->count_by_immediate = job->count_by_immediate && hello.unsolicited;
+        job->writes_once = job->writes_once && hello.writes_once;
+        if (hello.gpu_queues) job->lanes = kLanesMax;
     }
     if (rails_min != rails_max) {
         EFA_LOG(kWarn, "connect", "PEs have between %u and %u rails; all use %u; hint: set NVSHMEM_EFA_RAILS alike", rails_min,
@@ -89,7 +97,7 @@ void settle_job(const std::vector<Hello>& hellos, const std::vector<std::unique_
     }
     job->n_rails = rails_min;
     // Every lane of every PE may fill its window at once: that is what the receive queue must hold.
-    const uint32_t share = rq / (static_cast<uint32_t>(kLanes) * static_cast<uint32_t>(job->n_pes));
+    const uint32_t share = rq / (job->lanes * static_cast<uint32_t>(job->n_pes));
     job->window = std::clamp(floor_power_of_two(std::max(share, 1u)), kWindowMin, kWindowMax);
     job->segment_bytes = knobs.segment_bytes ? static_cast<uint64_t>(knobs.segment_bytes) : UINT64_MAX;
     for (const auto& nic : nics) job->segment_bytes = std::min(job->segment_bytes, nic->info().caps.max_rdma_bytes);
@@ -97,7 +105,18 @@ void settle_job(const std::vector<Hello>& hellos, const std::vector<std::unique_
     job->timeout_ms = static_cast<uint64_t>(knobs.timeout_ms);
 }
 
-Status open_queues(const std::vector<std::unique_ptr<Nic>>& nics, const Depths& depths, const Job& job,
+// Posters are the GPU that is current on this thread; without one, CPU threads.
+Status open_gpu_rings(const std::vector<std::unique_ptr<Nic>>& nics, const Depths& depths, const Knobs& knobs, uint32_t qkey,
+                      const Job& job, ConnectedQueues* queues) {
+    if (knobs.gpu_queues == 0) return Status();
+    queues->posters = cuda::has_current_gpu() ? MemoryKind::kCuda : MemoryKind::kHost;
+    const GpuRingAttr attr{depths.sq, qkey, queues->posters};
+    for (size_t rail = 0; rail < job.n_rails; ++rail)
+        for (int64_t i = 0; i < knobs.gpu_queues; ++i) EFA_TRY(make_gpu_ring(knobs, *nics[rail], attr, &queues->gpu.emplace_back()));
+    return Status();
+}
+
+Status open_queues(const std::vector<std::unique_ptr<Nic>>& nics, const Depths& depths, const Knobs& knobs, const Job& job,
                    ControlMemory& control, ConnectedQueues* queues) {
     const size_t n_pes = static_cast<size_t>(job.n_pes);
     const size_t ack_bytes = n_pes * sizeof(uint64_t), reply_bytes = n_pes * job.window * sizeof(ReplySlot);
@@ -110,9 +129,10 @@ Status open_queues(const std::vector<std::unique_ptr<Nic>>& nics, const Depths& 
     agent.rq_depth = depths.rq;
     agent.recv_cq_depth = depths.recv_cq;
     const size_t per_rail = Endpoint::control_bytes(lane) * kLanes + Endpoint::control_bytes(agent);
-    const size_t words = (ControlMemory::aligned(ack_bytes) + ControlMemory::aligned(reply_bytes)) * kLanes;
+    const int own_lanes = knobs.gpu_queues ? kLanesMax : kLanes;
+    const size_t words = (ControlMemory::aligned(ack_bytes) + ControlMemory::aligned(reply_bytes)) * own_lanes;
     EFA_TRY(control.allocate(per_rail * job.n_rails + words, nics));
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < own_lanes; ++i) {
         queues->ack_words[i] = static_cast<uint64_t*>(control.take(ack_bytes));
         queues->replies[i] = static_cast<ReplySlot*>(control.take(reply_bytes));
     }
@@ -122,13 +142,13 @@ Status open_queues(const std::vector<std::unique_ptr<Nic>>& nics, const Depths& 
         EFA_TRY(queues->agent.emplace_back().open(*nics[rail], agent, control));
         queues->agent.back().post_receives();
     }
-    return Status();
+    return open_gpu_rings(nics, depths, knobs, lane.qkey, job, queues);
 }
 
 PeCard make_card(const std::vector<std::unique_ptr<Nic>>& nics, const ControlMemory& control, const ConnectedQueues& queues,
                  const Job& job) {
     PeCard card;
-    for (int lane = 0; lane < kLanes; ++lane) {
+    for (int lane = 0; lane < kLanesMax; ++lane) {
         card.ack_words[lane] = reinterpret_cast<uint64_t>(queues.ack_words[lane]);
         card.reply_slots[lane] = reinterpret_cast<uint64_t>(queues.replies[lane]);
     }
@@ -139,6 +159,9 @@ PeCard make_card(const std::vector<std::unique_ptr<Nic>>& nics, const ControlMem
         entry.agent.qkey = queues.agent[rail].qp().qkey;
         for (int lane = 0; lane < kLanes; ++lane)
             entry.lane_qp_num[lane] = static_cast<uint16_t>(queues.lanes[lane][rail].qp().qp_num);
+        const size_t gpu_queues = queues.gpu.size() / job.n_rails;
+        for (size_t i = 0; i < gpu_queues; ++i)
+            entry.gpu_qp_num[i] = static_cast<uint16_t>(queues.gpu[rail * gpu_queues + i]->view().qp_num);
         entry.control_rkey = control.rkey(rail);
     }
     return card;
@@ -200,8 +223,8 @@ Status connect_job(const Bootstrap& bootstrap, const std::vector<std::unique_ptr
     settle_job(hellos, nics, knobs, job);
     for (const auto& nic : nics) EFA_TRY(nic->join_job(hellos[0].secret));
     // Receives, and twice a window of counted writes from every lane of every PE.
-    depths.recv_cq = ceil_power_of_two(depths.rq + 2 * kLanes * static_cast<uint32_t>(job->n_pes) * job->window);
-    EFA_TRY(open_queues(nics, depths, *job, control, queues));
+    depths.recv_cq = ceil_power_of_two(depths.rq + kImmediatesPerRecord * job->lanes * static_cast<uint32_t>(job->n_pes) * job->window);
+    EFA_TRY(open_queues(nics, depths, knobs, *job, control, queues));
     const PeCard mine = make_card(nics, control, *queues, *job);
     std::vector<PeCard> cards(static_cast<size_t>(job->n_pes));
     EFA_TRY(bootstrap.allgather(&mine, cards.data(), sizeof mine).with_context("bootstrap allgather of addresses"));

@@ -7,6 +7,7 @@
 #include "agent_record.h"
 #include "control_memory.h"
 #include "endpoint.h"
+#include "gpu_ring.h"
 #include "job.h"
 
 namespace nvshmem_efa {
@@ -14,8 +15,10 @@ namespace nvshmem_efa {
 struct ConnectedQueues {
     std::vector<Endpoint> lanes[kLanes];  // one a rail
     std::vector<Endpoint> agent;
-    uint64_t* ack_words[kLanes] = {};     // [n_pes]
-    ReplySlot* replies[kLanes] = {};      // [n_pes][window]
+    std::vector<std::unique_ptr<GpuRing>> gpu;  // [rail * queues of a rail + i]; empty unless NVSHMEM_EFA_GPU_QUEUES says so
+    MemoryKind posters = MemoryKind::kHost;     // who posts to them
+    uint64_t* ack_words[kLanesMax] = {};        // [n_pes]; null where there is no such lane
+    ReplySlot* replies[kLanesMax] = {};         // [n_pes][window]
 };
 
 // Needs job->clock; fills the rest. Receives are posted; every address handle exists on this side on return.

@@ -53,6 +53,10 @@ class GpuRing {
     virtual const char* kind() const = 0;  // "soft", "relay", "direct"
 };
 
+// The kind that the settings ask for: in mode soft the software device's own, or a relay where it has no counters.
+struct Knobs;
+Status make_gpu_ring(const Knobs& knobs, Nic& nic, const GpuRingAttr& attr, std::unique_ptr<GpuRing>* ring);
+
 // The software device's ring is host memory, which the posters write themselves.
 Status make_soft_ring(Nic& nic, const GpuRingAttr& attr, std::unique_ptr<GpuRing>* ring);
 // A ring in host memory, which a CPU thread forwards to the device's queue.

@@ -19,23 +19,26 @@ struct Hello {
     uint32_t n_rails = 0;
     uint32_t rq_depth = 0;
     uint8_t unsolicited = 0;
-    uint8_t reserved[7] = {};
+    uint8_t gpu_queues = 0;  // a rail
+    uint8_t writes_once = 0;
+    uint8_t reserved[5] = {};
     JobSecret secret;  // PE 0's is the job's
 };
 inline constexpr uint32_t kHelloMagic = 0x4f4c4645;  // "EFLO"
-inline constexpr uint32_t kWireVersion = 1;          // of everything PEs say to each other, the records included
+inline constexpr uint32_t kWireVersion = 2;          // of everything PEs say to each other, the records included
 
 struct RailCard {
     PeerAddress address;
     WqeTarget agent;  // `ah` unused
     uint16_t lane_qp_num[kLanes] = {};
+    uint16_t gpu_qp_num[kGpuQueuesMax] = {};  // 0 from the first that is not there
     uint32_t control_rkey = 0;
 };
 
 // Second message: how to reach a PE.
 struct PeCard {
-    uint64_t ack_words[kLanes] = {};    // u64 [n_pes]: written by the agent of PE i
-    uint64_t reply_slots[kLanes] = {};  // ReplySlot [n_pes][window]
+    uint64_t ack_words[kLanesMax] = {};    // u64 [n_pes]: written by the agent of PE i; 0: the PE has no such lane
+    uint64_t reply_slots[kLanesMax] = {};  // ReplySlot [n_pes][window]
     RailCard rails[kRailsMax];
 };
 
@@ -49,8 +52,10 @@ struct Job {
     int pe = 0;
     int n_pes = 0;
     size_t n_rails = 0;
+    uint32_t lanes = kLanes;  // that PEs send from: kLanesMax when any of them has GPU queues
     uint32_t window = 0;  // records and signals that one lane may have un-acknowledged at one PE; a power of two
     bool count_by_immediate = false;  // all devices have unsolicited write receive
+    bool writes_once = false;  // all devices place each payload once
     uint64_t segment_bytes = 0;       // longest single RDMA operation
     uint64_t stripe_bytes = 0;
     uint64_t timeout_ms = 0;

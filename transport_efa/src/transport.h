@@ -23,6 +23,10 @@ inline constexpr int kRailsMax = 16;
 // NVSHMEM lets two threads into a plugin at once. Each has its own queues; a lane also locks, for user threads.
 enum class Lane : uint8_t { kHost = 0, kProxy = 1 };
 inline constexpr int kLanes = 2;
+// Towards the agents of other PEs, what the GPU (or CPU threads through the device API) posts is one lane more.
+inline constexpr int kLaneGpu = 2;
+inline constexpr int kLanesMax = 3;
+inline constexpr uint32_t kGpuQueuesMax = 32;  // a rail
 
 // What a peer needs to address a registered chunk. Travels as NVSHMEM's opaque 512-byte handle.
 struct MemHandle {
@@ -90,6 +94,7 @@ struct TransportStats {
     uint64_t overlap_waits = 0;  // times a put waited for an earlier one to the same bytes
     uint64_t rnr_retries = 0;
     uint64_t agent_records = 0, agent_immediates = 0;
+    uint64_t gpu_work_requests = 0;  // posted by the GPU itself, and complete
 };
 
 struct TransportOptions {
@@ -112,10 +117,20 @@ class Transport {
     virtual Status release_memory(const MemHandle& handle) = 0;
     // After handles were exchanged, on the thread that exchanged them: lets providers map what they must.
     virtual Status attach_peer_memory(int pe, const MemHandle& handle) = 0;
+    // After connect(): a chunk of the symmetric heap as each PE registered it ([pe]; bytes == 0 where one has none), and a
+    // buffer of this PE's own outside the heap. For what the GPU posts; the host's operations carry their handles.
+    virtual Status add_heap_chunk(const std::vector<MemHandle>& /*handles*/) { return Status(); }
+    virtual Status add_local_memory(const MemHandle& /*handle*/) { return Status(); }
+    // The DeviceState (nvshmem_efa/device_state.h) for kernels, or for CPU threads where no GPU was current at connect():
+    // its address as posters see it, which stays the same until this object ends. kUnsupported when there are no queues.
+    virtual Status device_state(const void** /*at_posters*/) {
+        return Status::error(Code::kUnsupported, nullptr, "this transport has no queues for the GPU");
+    }
 
     virtual Status rma(Lane lane, const RmaOp& op) = 0;
     virtual Status amo(Lane lane, const AmoOp& op) = 0;
     virtual Status put_signal(Lane lane, const PutSignalOp& op) = 0;
+    // Both also wait for what the GPU posted itself, fence() at once: the network knows no cheaper order.
     virtual Status fence(Lane lane, int pe) = 0;
     virtual Status quiet(Lane lane, int pe) = 0;
     virtual Status progress(Lane lane) = 0;  // optional help: polls completions, delivers fetched results
