@@ -8,6 +8,7 @@
 
 #include "agent.h"
 #include "connect.h"
+#include "gpu_lane.h"
 #include "lane.h"
 #include "log.h"
 
@@ -25,21 +26,47 @@ class TransportImpl final : public Transport {
 
     Status connect(const Bootstrap& bootstrap) override;
     Status register_memory(void* addr, size_t bytes, MemHandle* handle) override { return memory_.add(addr, bytes, handle); }
-    Status release_memory(const MemHandle& handle) override { return memory_.remove(handle); }
+    Status release_memory(const MemHandle& handle) override {
+        if (gpu_) gpu_->forget(handle);
+        return memory_.remove(handle);
+    }
     Status attach_peer_memory(int pe, const MemHandle& handle) override;
+    Status add_heap_chunk(const std::vector<MemHandle>& handles) override { return gpu_ ? gpu_->add_chunk(handles) : Status(); }
+    Status add_local_memory(const MemHandle& handle) override { return gpu_ ? gpu_->add_local(handle) : Status(); }
+    Status device_state(const void** at_posters) override;
 
-    Status rma(Lane lane, const RmaOp& op) override { return queues(lane).rma(op); }
-    Status amo(Lane lane, const AmoOp& op) override { return queues(lane).amo(op); }
-    Status put_signal(Lane lane, const PutSignalOp& op) override { return queues(lane).put_signal(op); }
-    Status fence(Lane lane, int pe) override { return queues(lane).fence(pe); }
-    Status quiet(Lane lane, int pe) override { return queues(lane).quiet(pe); }
-    Status progress(Lane lane) override { return queues(lane).progress(); }
+    Status rma(Lane lane, const RmaOp& op) override {
+        EFA_TRY(check_gpu());
+        return queues(lane).rma(op);
+    }
+    Status amo(Lane lane, const AmoOp& op) override {
+        EFA_TRY(check_gpu());
+        return queues(lane).amo(op);
+    }
+    Status put_signal(Lane lane, const PutSignalOp& op) override {
+        EFA_TRY(check_gpu());
+        return queues(lane).put_signal(op);
+    }
+    Status fence(Lane lane, int pe) override {
+        EFA_TRY(queues(lane).fence(pe));
+        return gpu_ ? gpu_->drain(pe) : Status();
+    }
+    Status quiet(Lane lane, int pe) override {
+        EFA_TRY(queues(lane).quiet(pe));
+        return gpu_ ? gpu_->drain(pe) : Status();
+    }
+    Status progress(Lane lane) override {
+        EFA_TRY(check_gpu());
+        return queues(lane).progress();
+    }
     bool poll_agent() override;
     TransportStats stats() const override;
     std::string describe() const override;
 
    private:
     LaneQueues& queues(Lane lane) { return lane == Lane::kHost ? *host_lane_ : *proxy_lane_; }
+    // What the GPU posted has failed: said by the next operation, whichever it is.
+    Status check_gpu() const { return gpu_ ? gpu_->check() : Status(); }
     void run_agent();
     bool help_lanes();
 
@@ -52,6 +79,7 @@ class TransportImpl final : public Transport {
     // Lanes answer "not connected" before connect(), so they exist from the start.
     std::unique_ptr<LaneQueues> host_lane_ = std::make_unique<LaneQueues>(Lane::kHost, std::vector<Endpoint>{});
     std::unique_ptr<LaneQueues> proxy_lane_ = std::make_unique<LaneQueues>(Lane::kProxy, std::vector<Endpoint>{});
+    std::unique_ptr<GpuLane> gpu_;  // null without NVSHMEM_EFA_GPU_QUEUES
     std::unique_ptr<Agent> agent_;
     std::atomic<bool> stop_{false};
     std::thread agent_thread_;
@@ -63,6 +91,7 @@ TransportImpl::~TransportImpl() {
     // Queues before the memory they point into, address handles before their devices.
     host_lane_.reset();
     proxy_lane_.reset();
+    gpu_.reset();
     agent_.reset();
     for (const Peer& peer : job_.peers)
         for (size_t rail = 0; rail < job_.n_rails; ++rail)
@@ -81,6 +110,11 @@ Status TransportImpl::connect(const Bootstrap& bootstrap) {
     proxy_lane_ = std::make_unique<LaneQueues>(Lane::kProxy, std::move(queues.lanes[1]));
     host_lane_->attach(job_, memory_, board_, options_.knobs, queues.ack_words[0], queues.replies[0]);
     proxy_lane_->attach(job_, memory_, board_, options_.knobs, queues.ack_words[1], queues.replies[1]);
+    if (!queues.gpu.empty()) {
+        std::vector<Nic*> nics;
+        for (const auto& nic : options_.nics) nics.push_back(nic.get());
+        EFA_TRY(GpuLane::create(job_, options_.knobs, queues, nics, &gpu_));
+    }
     agent_ = std::make_unique<Agent>(std::move(queues.agent));
     agent_->attach(job_, memory_, board_, std::move(cuda));
     if (options_.agent_thread) agent_thread_ = std::thread([this] { run_agent(); });
@@ -119,6 +153,16 @@ Status TransportImpl::attach_peer_memory(int pe, const MemHandle& handle) {
         .with_context("memory of PE " + std::to_string(pe));
 }
 
+Status TransportImpl::device_state(const void** at_posters) {
+    *at_posters = nullptr;
+    if (!gpu_) {
+        return Status::error(Code::kUnsupported, "set NVSHMEM_EFA_GPU_QUEUES to 1 or more before NVSHMEM starts",
+                             "there is no device state: %s", job_.n_pes ? "the GPU has no queues of its own" : "the job is not connected yet");
+    }
+    *at_posters = gpu_->state_at_posters();
+    return Status();
+}
+
 TransportStats TransportImpl::stats() const {
     TransportStats sum = host_lane_->stats();
     const TransportStats proxy = proxy_lane_->stats();
@@ -139,6 +183,7 @@ TransportStats TransportImpl::stats() const {
         sum.work_requests += agent_->work_requests();
         sum.doorbells += agent_->doorbells();
     }
+    if (gpu_) sum.gpu_work_requests = gpu_->work_requests();
     return sum;
 }
 
@@ -149,7 +194,8 @@ std::string TransportImpl::describe() const {
         text += options_.nics[rail]->info().name;
     }
     text += "), agent ";
-    return text + (agent_ ? agent_->engine_name() : "not started");
+    text += agent_ ? agent_->engine_name() : "not started";
+    return gpu_ ? text + ", " + gpu_->describe() : text;
 }
 
 }  // namespace

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// A job of several PEs in this process: real transports over software devices with threads, and queues for posters.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "nvshmem_efa/device_state.h"
+#include "soft_efa/engine.h"
+#include "transport.h"
+
+namespace gpu_lane_rig {
+
+using namespace nvshmem_efa;
+
+// Collectives among threads, one for each PE.
+class Meeting {
+   public:
+    explicit Meeting(int n) : n_(n) {}
+    void allgather(int pe, const void* send, void* recv, size_t bytes) {
+        std::unique_lock held(lock_);
+        if (bytes_.size() < bytes * static_cast<size_t>(n_)) bytes_.resize(bytes * static_cast<size_t>(n_));
+        std::memcpy(bytes_.data() + bytes * static_cast<size_t>(pe), send, bytes);
+        wait(held);
+        std::memcpy(recv, bytes_.data(), bytes * static_cast<size_t>(n_));
+        wait(held);
+    }
+    void barrier() {
+        std::unique_lock held(lock_);
+        wait(held);
+    }
+
+   private:
+    void wait(std::unique_lock<std::mutex>& held) {
+        const uint64_t round = round_;
+        if (++here_ == n_) {
+            here_ = 0;
+            ++round_;
+            wake_.notify_all();
+            return;
+        }
+        wake_.wait(held, [&] { return round_ != round; });
+    }
+    const int n_;
+    std::mutex lock_;
+    std::condition_variable wake_;
+    int here_ = 0;
+    uint64_t round_ = 0;
+    std::vector<uint8_t> bytes_;
+};
+
+inline Knobs default_knobs() {
+    Knobs knobs;
+    knobs.mode = "soft";
+    knobs.timeout_ms = 8000;
+    knobs.gpu_queues = 2;
+    knobs.soft_rails = 1;
+    return knobs;
+}
+
+struct alignas(4096) Page {
+    uint8_t bytes[4096];
+};
+
+struct PeSide {
+    std::vector<Page> heap;  // outlives the devices that write it
+    std::unique_ptr<Transport> transport;
+    const DeviceState* state = nullptr;
+    uint8_t* at(size_t offset) { return heap[0].bytes + offset; }
+    uint64_t* word(size_t index) { return reinterpret_cast<uint64_t*>(at(index * 8)); }
+};
+
+class Job {
+   public:
+    Job(int n_pes, const Knobs& knobs, size_t heap_bytes) : Job(n_pes, std::vector<Knobs>(static_cast<size_t>(n_pes), knobs), heap_bytes) {}
+    Job(int n_pes, const std::vector<Knobs>& knobs, size_t heap_bytes) : pes(static_cast<size_t>(n_pes)), meeting_(n_pes) {
+        for (PeSide& pe : pes) pe.heap = std::vector<Page>((heap_bytes + sizeof(Page) - 1) / sizeof(Page));
+        on_all([&](int pe) { start(pe, knobs[static_cast<size_t>(pe)]); });
+    }
+    ~Job() {
+        for (PeSide& pe : pes) pe.transport.reset();
+    }
+
+    // Runs `body` on a thread for each PE; the first failure is this call's.
+    void on_all(const std::function<void(int)>& body) {
+        std::vector<std::thread> threads;
+        std::atomic<bool> failed{false};
+        for (int pe = 0; pe < static_cast<int>(pes.size()); ++pe)
+            threads.emplace_back([&, pe] {
+                try {
+                    body(pe);
+                } catch (const check::Failed&) {
+                    failed = true;
+                }
+            });
+        for (std::thread& thread : threads) thread.join();
+        if (failed) throw check::Failed{};
+    }
+    void barrier() { meeting_.barrier(); }
+
+    // Registers [from, from + bytes) of each PE's heap as a chunk, on all.
+    void add_chunk(int pe, size_t from, size_t bytes) {
+        PeSide& side = pes[static_cast<size_t>(pe)];
+        MemHandle own;
+        CHECK_OK(side.transport->register_memory(side.at(from), bytes, &own));
+        std::vector<MemHandle> all(pes.size());
+        meeting_.allgather(pe, &own, all.data(), sizeof own);
+        for (size_t other = 0; other < pes.size(); ++other)
+            CHECK_OK(side.transport->attach_peer_memory(static_cast<int>(other), all[other]));
+        CHECK_OK(side.transport->add_heap_chunk(all));
+    }
+
+    std::vector<PeSide> pes;
+
+   private:
+    void start(int pe, const Knobs& knobs) {
+        PeSide& side = pes[static_cast<size_t>(pe)];
+        TransportOptions options;
+        options.knobs = knobs;
+        std::shared_ptr<soft::Engine> engine;
+        const int rails = static_cast<int>(knobs.soft_rails);
+        CHECK_OK(soft::Engine::open({rails, pe, knobs}, &engine));
+        for (int rail = 0; rail < rails; ++rail) options.nics.push_back(engine->make_nic(rail));
+        CHECK_OK(Transport::create(std::move(options), &side.transport));
+        Bootstrap bootstrap;
+        bootstrap.pe = pe;
+        bootstrap.n_pes = static_cast<int>(pes.size());
+        bootstrap.allgather = [this, pe](const void* send, void* recv, size_t bytes) {
+            meeting_.allgather(pe, send, recv, bytes);
+            return Status();
+        };
+        bootstrap.barrier = [this] {
+            meeting_.barrier();
+            return Status();
+        };
+        CHECK_OK(side.transport->connect(bootstrap));
+        const void* state = nullptr;
+        if (knobs.gpu_queues) CHECK_OK(side.transport->device_state(&state));
+        side.state = static_cast<const DeviceState*>(state);
+    }
+
+    Meeting meeting_;
+};
+
+}  // namespace gpu_lane_rig
