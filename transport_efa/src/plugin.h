@@ -53,6 +53,7 @@ struct PluginState {
     Scratch scratch;
     std::mutex own_heap_mutex;
     MemHandle own_heap;  // the first heap chunk in GPU memory; bytes == 0 when there is none
+    bool has_published_state = false;  // to modules
     std::string pci_path;
     char* pci_paths[2] = {};
 };
@@ -60,6 +61,8 @@ struct PluginState {
 // ---- plugin_api.cpp
 // Prints a failure (once, here), remembers it for nvshmem_efa_last_error, and gives the host's number for it; 0 when ok.
 int report(const Status& status, const char* operation) noexcept;
+// The same without printing: for the C API, whose callers ask.
+void remember(const Status& status) noexcept;
 void publish_transport(PluginState* state);   // the C API shows it from now on
 void withdraw_transport(PluginState* state);  // before it ends; its counts are kept
 // ---- plugin_connect.cpp

@@ -4,6 +4,7 @@
 
 #include "log.h"
 #include "nvshmem_efa/api.h"
+#include "nvshmem_efa/device_state.h"
 #include "plugin.h"
 #include "soft_efa/stats.h"
 
@@ -54,6 +55,7 @@ std::string stats_json(const PluginState& state) {
     add("rnr_retries", stats.rnr_retries);
     add("agent_records", stats.agent_records);
     add("agent_immediates", stats.agent_immediates);
+    add("gpu_work_requests", stats.gpu_work_requests);
     if (state.mode == Mode::kSoft) {
         const soft::SoftStats device = soft::soft_stats();
         add("soft_work_requests", device.work_requests);
@@ -86,15 +88,20 @@ const char* thread_text(std::string& text, Make make) noexcept {
 int report(const Status& status, const char* operation) noexcept {
     if (status.ok()) return abi::kHostOk;
     EFA_LOG(kError, "plugin", "%s: %s: %s", operation, code_name(status.code()), status.message());
+    remember(status);
+    return host_status(status.code());
+}
+
+void remember(const Status& status) noexcept {
+    if (status.ok()) return;
     try {
         Visible& view = visible();
         const std::lock_guard<std::mutex> lock(view.mutex);
         view.error_code = static_cast<int>(status.code());
         view.error = status.message();
     } catch (...) {
-        // No memory for the copy: the log line above has said it.
+        // No memory for the copy; its number is all that the caller gets.
     }
-    return host_status(status.code());
 }
 
 void publish_transport(PluginState* state) {
@@ -172,6 +179,28 @@ const char* nvshmem_efa_describe(void) {
         if (!view.state) return std::string();
         return std::string("mode ") + nvshmem_efa::mode_name(view.state->mode) + ", " + view.state->transport->describe();
     });
+}
+
+int nvshmem_efa_device_state(void** at_posters, uint32_t* version, size_t* bytes) try {
+    using namespace nvshmem_efa;
+    if (version) *version = kDeviceStateVersion;
+    if (bytes) *bytes = sizeof(DeviceState);
+    if (!at_posters) return static_cast<int>(Code::kInvalidArgument);
+    *at_posters = nullptr;
+    auto& view = visible();
+    Status status;
+    {
+        const std::lock_guard<std::mutex> lock(view.mutex);
+        const void* state = nullptr;
+        status = view.state ? view.state->transport->device_state(&state)
+                            : Status::error(Code::kMissing, "initialize NVSHMEM with NVSHMEM_REMOTE_TRANSPORT=efa first",
+                                            "there is no device state: no transport is up in this process");
+        *at_posters = const_cast<void*>(state);
+    }
+    plugin::remember(status);
+    return static_cast<int>(status.code());
+} catch (...) {
+    return static_cast<int>(nvshmem_efa::Code::kInternal);
 }
 
 const char* nvshmem_efa_stats_json(void) {

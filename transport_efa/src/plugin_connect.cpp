@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <climits>
 
+#include "cuda_driver.h"
 #include "log.h"
+#include "module_registry.h"
 #include "nvshmem_locate.h"
 #include "plugin.h"
 #include "start_line.h"
@@ -35,6 +37,15 @@ Status check_boot(const abi::BootstrapHandle* boot) {
     }
     return Status::error(Code::kInvalidArgument, kReportHint,
                          "connect_endpoints was called without a usable bootstrap handle");
+}
+
+// Modules find the device state in symbols of their own, where there is one.
+Status publish_state(PluginState& state) {
+    const void* at_posters = nullptr;
+    const Status has_state = state.transport->device_state(&at_posters);
+    if (!has_state.ok()) return Status();  // no queues for the GPU were asked for
+    state.has_published_state = true;
+    return module_registry_publish(at_posters, cuda::memory_kind_of(at_posters));
 }
 
 }  // namespace
@@ -71,6 +82,7 @@ Status connect(PluginState& state, abi::BootstrapHandle* boot, int my_pe, int n_
         const std::lock_guard<std::mutex> lock(state.scratch.mutex);
         EFA_TRY(prepare_scratch(state));
     }
+    EFA_TRY(publish_state(state));
     if (my_pe == 0) {
         const StartFacts facts{mode_name(state.mode), state.transport->describe(), n_pes, state.abi, nvshmem_version()};
         EFA_LOG(kInfo, "start", "%s", start_line(facts).c_str());

@@ -4,6 +4,7 @@
 #include <deque>
 
 #include "fallback.h"
+#include "module_registry.h"
 #include "nvshmem_efa/api.h"
 #include "nvshmem_locate.h"
 #include "plugin_table.h"
@@ -172,6 +173,7 @@ PluginSources& plugin_sources() {
 }
 
 void retire(PluginState* state) {
+    if (state->has_published_state) module_registry_withdraw();
     withdraw_transport(state);
     EFA_LOG(kDebug, "stats", "%s", nvshmem_efa_stats_json());
     Live::Own gone;

@@ -76,7 +76,7 @@ Status get_handle(PluginState& state, abi::MemHandleBytes* out, void* buffer, si
         const std::lock_guard<std::mutex> lock(state.own_heap_mutex);
         if (state.own_heap.bytes == 0) state.own_heap = envelope.handle;
     }
-    return Status();
+    return is_local_only ? state.transport->add_local_memory(envelope.handle) : Status();
 }
 
 Status release_handle(PluginState& state, abi::MemHandleBytes* bytes) {
@@ -97,6 +97,7 @@ Status add_peer_handles(PluginState& state, const abi::MemHandleBytes* handles, 
         return Status::error(Code::kInvalidArgument, kReportHint, "peer handles at %p, place %d of %d per PE",
                              static_cast<const void*>(handles), index, stride);
     }
+    std::vector<MemHandle> chunk(static_cast<size_t>(state.n_pes));
     for (int pe = 0; pe < state.n_pes; ++pe) {
         const abi::MemHandleBytes& bytes = handles[static_cast<size_t>(pe) * static_cast<size_t>(stride) +
                                                    static_cast<size_t>(index)];
@@ -110,8 +111,9 @@ Status add_peer_handles(PluginState& state, const abi::MemHandleBytes* handles, 
             return Status::error(Code::kProtocol, "look for the cause in the bootstrap", "the memory handle of PE %d was damaged on its way", pe);
         }
         EFA_TRY(state.transport->attach_peer_memory(pe, envelope->handle));
+        chunk[static_cast<size_t>(pe)] = envelope->handle;
     }
-    return Status();
+    return state.transport->add_heap_chunk(chunk);
 }
 
 }  // namespace nvshmem_efa::plugin

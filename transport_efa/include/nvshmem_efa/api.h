@@ -5,6 +5,7 @@
 #define NVSHMEM_EFA_API_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "nvshmem_efa/module_record.h"
 
@@ -60,6 +61,12 @@ NVSHMEM_EFA_API int nvshmem_efa_module_add_driver(void* cu_module);
 NVSHMEM_EFA_API int nvshmem_efa_module_remove_driver(void* cu_module);
 /* What is registered: a JSON list of {"name", "has_state", "trouble"}. The text is the calling thread's until its next call. */
 NVSHMEM_EFA_API const char* nvshmem_efa_modules_json(void);
+
+/* The device state (nvshmem_efa/device_state.h) of the transport that is up: its address as posters see it, GPU memory
+ * where a GPU was current when NVSHMEM started, else host memory for CPU threads. Valid from the first barrier on until
+ * finalize, at one address. Version and size are this library's, also on failure; device_state_fits() compares them with a
+ * header's. Returns 0, or an error code; nvshmem_efa_last_error() then has its text. */
+NVSHMEM_EFA_API int nvshmem_efa_device_state(void** at_posters, uint32_t* version, size_t* bytes);
 
 /* The switch, in libnvshmem_efa_shim.so; its constructor calls this too. Call it before NVSHMEM reads its options.
  * 1: NVSHMEM_REMOTE_TRANSPORT=efa was asked for and this plugin is in place; 0: it was not asked for, nothing changed;
