@@ -2,7 +2,9 @@
 // For tests of GpuRings: a queue of CPU posters over a ring, and a device of paper, whose part the test plays itself.
 #pragma once
 
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <string>
 #include <thread>
@@ -60,6 +62,25 @@ struct RingQueue {
     bool quiet() { return shared_quiet(queue, 1); }
 };
 
+// Zeroed memory on pages of its own, as a device's is.
+class Pages {
+   public:
+    ~Pages() { std::free(data_); }
+    Pages() = default;
+    Pages(const Pages&) = delete;
+    void make(size_t bytes) {
+        std::free(data_);
+        const size_t whole = (bytes + 4095) / 4096 * 4096;
+        data_ = static_cast<uint8_t*>(std::aligned_alloc(4096, whole));
+        std::memset(data_, 0, whole);
+    }
+    uint8_t* data() const { return data_; }
+    uint8_t& operator[](size_t at) const { return data_[at]; }
+
+   private:
+    uint8_t* data_ = nullptr;
+};
+
 // Rings of plain memory; nothing moves them but the test.
 class PaperNic final : public Nic {
    public:
@@ -70,14 +91,20 @@ class PaperNic final : public Nic {
     std::map<std::string, int> live;
     std::vector<std::string> calls;
 
-    std::vector<uint8_t> slots, entries;
-    uint32_t doorbell = 0, sq_depth = 0, cq_depth = 0;
+    Pages slots, entries, doorbells;
+    uint32_t sq_depth = 0, cq_depth = 0;
+    uint32_t& doorbell() const { return *reinterpret_cast<uint32_t*>(doorbells.data() + 128); }
     uint32_t completed = 0;  // entries written
     int progress_calls = 0;
+    CqAttr cq_attr{};
+    CounterAttr counter_attr{};
+    uint32_t counted_ops = 0;
+    std::function<void(const char*)> on_call;
 
     PaperNic() {
         the_info.caps.max_sq_depth = 64;
         the_info.caps.max_cq_depth = 1024;
+        doorbells.make(4096);
     }
     // Writes the next completion.
     void complete(uint16_t req_id, CqeStatus status = CqeStatus::kOk) {
@@ -101,11 +128,13 @@ class PaperNic final : public Nic {
     Status register_memory(const MemoryAttr&, MemoryRegion*) override { return enter("register_memory"); }
     Status deregister_memory(const MemoryRegion&) override { return Status(); }
     Status create_cq(const CqAttr& attr, Cq* cq) override {
-        EFA_TRY(enter("create_cq"));
+        EFA_TRY(enter(attr.memory ? "create_cq_in_gpu" : "create_cq"));
         ++live["cq"];
+        cq_attr = attr;
         cq_depth = attr.depth;
-        entries.assign(size_t{cq_depth} * cq_entry_bytes, 0);
-        *cq = {.entries = entries.data(), .entry_bytes = cq_entry_bytes, .depth = cq_depth, .handle = 1};
+        entries.make(size_t{cq_depth} * cq_entry_bytes);
+        const void* at = attr.memory ? attr.memory : entries.data();
+        *cq = {.entries = at, .entry_bytes = cq_entry_bytes, .depth = cq_depth, .handle = 1};
         return Status();
     }
     Status destroy_cq(uint64_t) override {
@@ -116,12 +145,12 @@ class PaperNic final : public Nic {
         EFA_TRY(enter("create_qp"));
         ++live["qp"];
         sq_depth = attr.sq_depth + extra_depth;
-        slots.assign(size_t{sq_depth} * slot_bytes, 0);
+        slots.make(size_t{sq_depth} * slot_bytes);
         *qp = Qp();
         qp->qp_num = 77;
         qp->qkey = attr.qkey;
         qp->sq_slots = slots.data();
-        qp->sq_doorbell = &doorbell;
+        qp->sq_doorbell = &doorbell();
         qp->sq_slot_bytes = slot_bytes;
         qp->sq_depth = sq_depth;
         qp->sq_max_batch = max_batch;
@@ -135,14 +164,29 @@ class PaperNic final : public Nic {
     }
     Status create_address_handle(const PeerAddress&, AddressHandle*) override { return enter("create_ah"); }
     Status destroy_address_handle(const AddressHandle&) override { return Status(); }
-    Status create_counter(const CounterAttr&, uint64_t*) override { return enter("create_counter"); }
-    Status attach_counter(uint64_t, uint64_t, uint32_t) override { return enter("attach_counter"); }
-    Status destroy_counter(uint64_t) override { return enter("destroy_counter"); }
+    Status create_counter(const CounterAttr& attr, uint64_t* handle) override {
+        EFA_TRY(enter(attr.kind == MemoryKind::kCuda ? "create_gpu_counter" : "create_counter"));
+        ++live["counter"];
+        counter_attr = attr;
+        *handle = 3;
+        return Status();
+    }
+    Status attach_counter(uint64_t, uint64_t, uint32_t ops) override {
+        EFA_TRY(enter("attach_counter"));
+        counted_ops = ops;
+        return Status();
+    }
+    Status destroy_counter(uint64_t) override {
+        --live["counter"];
+        return enter("destroy_counter");
+    }
+    bool is_empty() { return live["cq"] == 0 && live["qp"] == 0 && live["counter"] == 0; }
     void progress() override { ++progress_calls; }
 
    private:
     Status enter(const char* call) {
         calls.push_back(call);
+        if (on_call) on_call(call);
         if (fails != call) return Status();
         return Status::error(Code::kResource, "test", "%s failed", call);
     }

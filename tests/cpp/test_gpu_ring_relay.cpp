@@ -62,7 +62,7 @@ TEST(slots_reach_the_device_unchanged_lap_after_lap) {
         const uint32_t first = paper.posted;
         paper.post(n);
         CHECK(paper.relay->serve());
-        CHECK_EQ(paper.nic.doorbell, paper.posted);  // the absolute counter, as the posters' was
+        CHECK_EQ(paper.nic.doorbell(), paper.posted);  // the absolute counter, as the posters' was
         for (uint32_t i = first; i < paper.posted; ++i) CHECK(paper.device_has(i));
         for (uint32_t i = 0; i < n; ++i) paper.nic.complete(0);
         CHECK(paper.relay->serve());
@@ -78,7 +78,7 @@ TEST(a_slot_that_was_not_rung_for_stays_where_it_is) {
     paper.write_slot(2);
     CHECK(paper.relay->serve());
     CHECK(paper.device_has(1) && !paper.device_has(2));
-    CHECK_EQ(paper.nic.doorbell, 2u);
+    CHECK_EQ(paper.nic.doorbell(), 2u);
 }
 
 TEST(the_devices_batch_limit_is_kept_by_doorbells_in_between) {
@@ -87,14 +87,14 @@ TEST(the_devices_batch_limit_is_kept_by_doorbells_in_between) {
     paper.post(16);
     CHECK(paper.relay->serve());
     CHECK_EQ(paper.relay->doorbells(), uint64_t{6});  // 5 of 3 slots and one of 1
-    CHECK_EQ(paper.nic.doorbell, 16u);
+    CHECK_EQ(paper.nic.doorbell(), 16u);
 }
 
 TEST(counters_wrap_at_31_bits_and_slot_numbers_at_32) {
     Paper paper(8);
     const uint32_t first = 0xfffffffcu;
     paper.relay->start_at_for_test(first, 0x7ffffffeu);
-    paper.nic.doorbell = first;
+    paper.nic.doorbell() = first;
     RingQueue posters(paper.relay->view(), first, 0x7ffffffeu);
     for (uint32_t i = 0; i < 20; ++i) {
         CHECK(posters.post(any_write(i * 64)));
@@ -156,7 +156,7 @@ TEST(a_doorbell_that_cannot_be_stops_the_ring_by_name) {
         CHECK(paper.relay->serve());
         paper.ring(bad.value);
         CHECK(paper.relay->serve());
-        CHECK_EQ(paper.nic.doorbell, 5u);
+        CHECK_EQ(paper.nic.doorbell(), 5u);
         CHECK_FAILS(paper.relay->failure(), Code::kDevice, bad.text);
         CHECK_FAILS(paper.relay->failure(), Code::kDevice, "relay queue 77 of paper0 stopped");
         CHECK_EQ(paper.errors(), uint64_t{1});
@@ -201,7 +201,7 @@ TEST(what_cannot_be_opened_is_named_and_leaves_nothing) {
         nic.fails = call;
         CHECK_FAILS(RelayQueue::open(nic, {.depth = 8}, &relay), Code::kResource,
                     (std::string("relay ring on paper0: ") + call + " failed").c_str());
-        CHECK(nic.live["cq"] == 0 && nic.live["qp"] == 0);
+        CHECK(nic.is_empty());
     }
     PaperNic odd;
     odd.extra_depth = 8;
@@ -210,12 +210,12 @@ TEST(what_cannot_be_opened_is_named_and_leaves_nothing) {
     odd.slot_bytes = kSlotBytesLarge;
     CHECK_FAILS(RelayQueue::open(odd, {.depth = 8}, &relay), Code::kUnsupported, "8 slots of 128 bytes");
     CHECK_FAILS(RelayQueue::open(odd, {.depth = 12}, &relay), Code::kInvalidArgument, "12 slots");
-    CHECK(odd.live["cq"] == 0 && odd.live["qp"] == 0);
+    CHECK(odd.is_empty());
     PaperNic nic;
     CHECK_OK(RelayQueue::open(nic, {.depth = 4096}, &relay));
     CHECK_EQ(relay->view().depth, 64u);  // what the device has
     relay.reset();
-    CHECK(nic.live["cq"] == 0 && nic.live["qp"] == 0);
+    CHECK(nic.is_empty());
 }
 
 // ---- with the thread, over software devices ----

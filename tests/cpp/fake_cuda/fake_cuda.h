@@ -26,6 +26,9 @@ void fake_cuda_gpu_full(int full);          // kernels stay queued
 void fake_cuda_old_driver(int old);         // pointer attributes from 18 on are unknown
 uint64_t fake_cuda_same_device_copies();    // device-to-device copies that a driver may have run on an SM
 int fake_cuda_open_mappings();              // IPC mappings, VMM mappings and handles, host registrations
+// The GPU's address of registered host memory is the CPU's plus this; nothing of ours may touch it then. 0 after a reset.
+void fake_cuda_map_host_at(uint64_t distance);
+int fake_cuda_host_flags(const void* memory);  // of the registration that holds this byte; -1: none does
 
 // What a launched kernel does, on its stream's thread; parameters as passed to cuLaunchKernel (one pointer).
 void fake_cuda_kernel(void (*run)(void* parameter));

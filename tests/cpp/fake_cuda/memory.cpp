@@ -161,10 +161,18 @@ FAKE_EXPORT int cuMemFreeHost(void* memory) {
 }
 FAKE_EXPORT int cuMemHostGetDevicePointer_v2(uint64_t* addr, void* memory, unsigned) {
     ENTER_CONTEXT("cuMemHostGetDevicePointer");
-    *addr = reinterpret_cast<uint64_t>(memory);
+    std::lock_guard<std::mutex> guard(state().lock);
+    Block* block = find_block(reinterpret_cast<uint64_t>(memory), 1);
+    const bool is_registered = block && (block->flags & 2) != 0;  // with DEVICEMAP
+    *addr = reinterpret_cast<uint64_t>(memory) + (is_registered ? state().mapped_at.load() : 0);
     return 0;
 }
-FAKE_EXPORT int cuMemHostRegister_v2(void* memory, size_t bytes, unsigned) {
+FAKE_EXPORT int fake_cuda_host_flags(const void* memory) {
+    std::lock_guard<std::mutex> guard(state().lock);
+    Block* block = find_block(reinterpret_cast<uint64_t>(memory), 1);
+    return block && block->is_host ? static_cast<int>(block->flags) : -1;
+}
+FAKE_EXPORT int cuMemHostRegister_v2(void* memory, size_t bytes, unsigned flags) {
     ENTER_ALLOCATES("cuMemHostRegister");
     std::lock_guard<std::mutex> guard(state().lock);
     if (find_block(reinterpret_cast<uint64_t>(memory), 1)) return kAlreadyRegistered;
@@ -172,6 +180,7 @@ FAKE_EXPORT int cuMemHostRegister_v2(void* memory, size_t bytes, unsigned) {
     block.bytes = bytes;
     block.cpu = static_cast<uint8_t*>(memory);
     block.is_host = true;
+    block.flags = flags;
     state().blocks[reinterpret_cast<uint64_t>(memory)] = block;
     ++state().host_registrations;
     return 0;

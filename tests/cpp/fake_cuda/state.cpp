@@ -133,6 +133,7 @@ FAKE_EXPORT void fake_cuda_reset(uint64_t seed) {
     s.delay_us = 20;
     s.seed = seed;
     s.same_device_copies = 0;
+    s.mapped_at = 0;
 }
 FAKE_EXPORT void fake_cuda_use_device(int device) {
     context_device = device;
@@ -157,6 +158,7 @@ FAKE_EXPORT void fake_cuda_stall(int stall) { state().is_stalled = stall != 0; }
 FAKE_EXPORT void fake_cuda_gpu_full(int full) { state().is_full = full != 0; }
 FAKE_EXPORT void fake_cuda_old_driver(int old) { state().is_old = old != 0; }
 FAKE_EXPORT uint64_t fake_cuda_same_device_copies() { return state().same_device_copies; }
+FAKE_EXPORT void fake_cuda_map_host_at(uint64_t distance) { state().mapped_at = distance; }
 FAKE_EXPORT void fake_cuda_kernel(void (*run)(void*)) { state().kernel = run; }
 FAKE_EXPORT void fake_cuda_module_global(void* module, const char* name, uint64_t addr, size_t bytes) {
     std::lock_guard<std::mutex> guard(state().lock);

@@ -29,6 +29,7 @@ struct Block {  // by device address, or by host address for pinned memory
     int fd = -1;
     int device = 0;
     uint64_t id = 0;
+    unsigned flags = 0;   // of a host registration
     uint64_t handle = 0;  // of the VMM allocation mapped here
     bool is_host = false;
     bool is_ipc = false;
@@ -66,6 +67,7 @@ struct State {
     std::atomic<uint32_t> delay_us{20};
     std::atomic<uint64_t> seed{1};
     std::atomic<uint64_t> same_device_copies{0};
+    std::atomic<uint64_t> mapped_at{0};
     std::atomic<void (*)(void*)> kernel{nullptr};
     std::atomic<int> device{0};
 };
