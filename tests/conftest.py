@@ -27,7 +27,7 @@ THREADED = (
     "test_gpu_ring_relay", "test_log",
     "test_module_registry", "test_pci_guest_memory",
     "test_pe_bootstrap", "test_pe_plugin", "test_pe_runtime", "test_plugin_files", "test_plugin_memory",
-    "test_soft_device_engine", "test_verbs_nic", "test_wire", "test_wire_shm", "test_words", "test_words_cuda",
+    "test_soft_device_engine", "test_verbs_nic", "test_words", "test_words_cuda",
 )  # fmt: skip
 JOBS = ("test_pe_program",)  # each case is several busy processes: one at a time, as in tests/python/test_demo.py
 NOT_SANITIZED = {  # program: why not
