@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from nvshmem_efa.gpu_posts import DeviceState
+
+__all__ = ["__version__", "device_state"]
 
 
 def _asked_for() -> bool:
@@ -22,6 +26,13 @@ def _is_own_command() -> bool:
     """The command nvshmem-efa runs no NVSHMEM itself, and `doctor` must start where the switch would fail."""
     program = os.path.basename((getattr(sys, "argv", None) or [""])[0])
     return program == "nvshmem-efa" or sys.orig_argv[1:3] == ["-m", "nvshmem_efa"]
+
+
+def device_state() -> DeviceState:
+    """What a kernel needs to post by itself: address, version and size of the state of this process's transport."""
+    from nvshmem_efa import gpu_posts
+
+    return gpu_posts.device_state()
 
 
 def __getattr__(name: str) -> str:
