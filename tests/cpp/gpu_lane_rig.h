@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "nvshmem_efa/device_state.h"
+#include "nvshmem_efa/gpu_queue_shared.h"
 #include "soft_efa/engine.h"
 #include "transport.h"
 
@@ -146,5 +147,35 @@ class Job {
 
     Meeting meeting_;
 };
+
+// A write from here to a PE, in one chunk; addresses are our own. `rkey_flip` spoils it.
+inline bool post_write(const DeviceState& state, size_t queue, uint64_t from, uint64_t to, uint32_t bytes, int pe, uint32_t chunk = 0,
+                       uint32_t rkey_flip = 0) {
+    const uint32_t rail = static_cast<uint32_t>(queue) / state.queues_per_rail;
+    const DeviceTarget target = state.targets[static_cast<uint32_t>(pe) * state.n_rails + rail];
+    const uint32_t entry = chunk * static_cast<uint32_t>(state.n_pes) + static_cast<uint32_t>(pe);
+    const uint64_t offset = to - state.heap_base - state.chunks[chunk].offset;
+    SendWqe wqe;
+    wqe_begin(wqe, SendOpcode::kRdmaWrite, {target.ahn, target.qp_num, target.qkey}, 0, false, 0);
+    wqe_set_remote(wqe, state.remote_bases[entry] + offset, bytes, state.rkeys[entry * state.n_rails + rail] ^ rkey_flip);
+    wqe_set_local(wqe, from, bytes, state.lkeys[chunk * state.n_rails + rail]);
+    return shared_post(state.queues[queue], OneThread{}, wqe, static_cast<uint32_t>(pe));
+}
+
+// A record of the GPU lane: adds `value` to a word.
+inline bool post_add(const DeviceState& state, size_t queue, uint64_t word, uint64_t value, int pe) {
+    const uint32_t rail = static_cast<uint32_t>(queue) / state.queues_per_rail;
+    const DeviceTarget target = state.targets[static_cast<uint32_t>(pe) * state.n_rails + rail];
+    AgentRecord record{};
+    record.addr = state.remote_bases[pe] + (word - state.heap_base);
+    record.operand = value;
+    record.seq = __atomic_fetch_add(&state.peers[pe].next_seq, 1, __ATOMIC_RELAXED);
+    record.op = static_cast<uint8_t>(WordOp::kAdd) & 0xf;
+    record.bytes_log2 = 3;
+    SendWqe wqe;
+    wqe_begin(wqe, SendOpcode::kSend, {target.ahn, target.qp_num, target.qkey}, 0, false, 0);
+    wqe_set_send_inline(wqe, &record, sizeof record);
+    return shared_post(state.queues[queue], OneThread{}, wqe, static_cast<uint32_t>(pe));
+}
 
 }  // namespace gpu_lane_rig
