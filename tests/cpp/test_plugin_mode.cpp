@@ -30,9 +30,10 @@ struct Decided {
     ModeDecision decision;
 };
 
-Decided decide(const char* mode, OpenNics verbs, const char* driver = nullptr) {
+Decided decide(const char* mode, OpenNics verbs, const char* driver = nullptr, int gpu_queues = 1) {
     Knobs knobs;
     knobs.mode = mode;
+    knobs.gpu_queues = gpu_queues;
     const Sysfs sysfs(driver);
     ModeSources sources;
     sources.open_verbs = std::move(verbs);
@@ -95,6 +96,8 @@ TEST(relay_and_direct_open_efa_devices_and_keep_their_names) {
         Decided missing = decide(one.name, opens_nothing(Code::kMissing, "no device"));
         CHECK_FAILS(std::move(missing.status), Code::kMissing,
                     (std::string("NVSHMEM_EFA_MODE=") + one.name + ": no device").c_str());
+        Decided idle = decide(one.name, opens("rdmap86s0"), "efa", 0);
+        CHECK_FAILS(std::move(idle.status), Code::kConfig, "but there are none; hint: set NVSHMEM_EFA_GPU_QUEUES");
     }
 }
 

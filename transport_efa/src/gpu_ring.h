@@ -50,10 +50,11 @@ class GpuRing {
     virtual const GpuRingView& view() const = 0;
     // What the ring's own machinery died of, for good (a relay thread that had to stop); OK else. Any thread.
     virtual Status failure() const = 0;
-    virtual const char* kind() const = 0;  // "soft", "relay", "direct"
+    virtual const char* kind() const = 0;  // "soft", "relay", "direct (counters in GPU memory)"
 };
 
-// The kind that the settings ask for: in mode soft the software device's own, or a relay where it has no counters.
+// The kind that the settings ask for, or an error. Without a wish: in mode soft the software device's own, or a relay
+// where it has no counters; else a relay.
 struct Knobs;
 Status make_gpu_ring(const Knobs& knobs, Nic& nic, const GpuRingAttr& attr, std::unique_ptr<GpuRing>* ring);
 

@@ -129,6 +129,7 @@ Status DirectRing::open_queue(uint32_t depth) {
     attr.sq_depth = depth;
     attr.req_id_64 = nic_.info().caps.req_id_64;
     attr.unsolicited_recv = nic_.info().caps.unsolicited_write_recv;  // as the agents it sends to: both ends must agree
+    attr.unsolicited_recv = nic_.info().caps.unsolicited_write_recv;  // as the agents it sends to: both ends must agree
     attr.qkey = attr_.qkey;
     EFA_TRY(nic_.create_qp(attr, &qp_));
     if (qp_.sq_slot_bytes != kSlotBytesSmall)

@@ -95,6 +95,10 @@ Status decide_mode(const Knobs& knobs, const ModeSources& sources, ModeDecision*
         decision->mode = Mode::kSoft;
         return open_with(sources.open_soft, knobs, decision).with_context("NVSHMEM_EFA_MODE=soft");
     }
+    const bool is_for_gpu = knobs.mode == "direct" || knobs.mode == "relay";
+    if (is_for_gpu && knobs.gpu_queues == 0)
+        return Status::error(Code::kConfig, "set NVSHMEM_EFA_GPU_QUEUES to 1 or more, or use NVSHMEM_EFA_MODE=proxy",
+                             "NVSHMEM_EFA_MODE=%s says what the GPU's queues are, but there are none", knobs.mode.c_str());
     decision->mode = knobs.mode == "direct" ? Mode::kDirect : knobs.mode == "relay" ? Mode::kRelay : Mode::kProxy;
     return open_with(sources.open_verbs, knobs, decision).with_context("NVSHMEM_EFA_MODE=" + knobs.mode);
 }
