@@ -17,7 +17,9 @@ SHORT_CASES = (
     "devices_say_what_they_can writes_of_all_sizes_land_where_they_should_and_nowhere_else "
     "a_write_with_immediate_tells_the_target_once_its_bytes_are_there inline_bytes_travel_in_the_slot "
     "reads_fetch_the_peers_bytes rings_wrap_and_every_id_comes_back_once counters_count_what_they_are_attached_to "
-    "a_receiver_that_is_not_ready_is_retried_or_named completions_land_in_the_callers_contiguous_memory"
+    "a_receiver_that_is_not_ready_is_retried_or_named completions_land_in_the_callers_contiguous_memory "
+    "threads_share_a_relay_ring_of_eight_slots_and_all_is_placed threads_share_the_devices_own_ring_and_all_is_placed "
+    "a_relayed_request_that_is_refused_is_named a_request_on_the_devices_own_ring_that_is_refused_is_named"
 )
 MISTAKES = (
     "mistake_wrong_phase_is_caught mistake_doorbell_value_is_caught mistake_missing_address_handle_is_caught "
