@@ -62,6 +62,7 @@ Status SoftRing::open_queue(const GpuRingAttr& attr) {
     qp.sq_depth = attr.depth;
     qp.rq_depth = kRecvDepth;
     qp.req_id_64 = caps.req_id_64;
+    qp.unsolicited_recv = caps.unsolicited_write_recv;  // as the agents it sends to: both ends must agree
     qp.qkey = attr.qkey;
     EFA_TRY(nic_.create_qp(qp, &qp_));
     void* page = mmap(nullptr, kCounterPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
