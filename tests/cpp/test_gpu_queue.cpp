@@ -10,54 +10,6 @@ using soft::Prng;
 
 namespace {
 
-constexpr OneThread kAlone{};
-
-// Each poster writes the words poster, poster + n_posters, ... below `words`, waits for all now and then, and then finds
-// its own words at the target: a quiet that returns early is caught.
-void post_words(QueueRig& rig, size_t poster, size_t n_posters, size_t from, size_t to, size_t quiet_each) {
-    const auto* arrived = reinterpret_cast<const uint64_t*>(rig.rig.b.memory.data());
-    size_t n = 0, oldest = from + poster;
-    for (size_t word = from + poster; word < to; word += n_posters) {
-        CHECK(shared_post(rig.queue, kAlone, rig.write_of_word(word), 7));
-        if (++n % quiet_each != 0 && word + n_posters < to) continue;
-        CHECK(shared_quiet(rig.queue, 7));
-        for (; oldest <= word; oldest += n_posters) {
-            if (arrived[oldest] != soft::mix64(oldest + rig.options.seed)) check::fail(__FILE__, __LINE__, "quiet, but not arrived");
-        }
-    }
-}
-
-void post_owned(QueueRig& rig, size_t from, size_t to, uint64_t seed) {
-    Prng prng(seed);
-    OwnedCursor cursor = owned_begin(rig.queue);
-    for (size_t word = from; word < to; ++word) {
-        CHECK(owned_post(rig.queue, cursor, kAlone, rig.write_of_word(word), 7));
-        if (prng.below(5) == 0) owned_ring(rig.queue, cursor, kAlone);
-        if (prng.below(200) == 0) CHECK(owned_quiet(rig.queue, cursor, kAlone, 7));
-    }
-    CHECK(owned_quiet(rig.queue, cursor, kAlone, 7));
-    owned_end(rig.queue, cursor, kAlone);
-}
-
-const QueueOptions kShapes[] = {
-    {.depth = 8, .max_batch = 1, .source = Source::kCounter},
-    {.depth = 8, .max_batch = 4, .source = Source::kCq},
-    {.depth = 8, .max_batch = 16, .source = Source::kCounter},
-    {.depth = 16, .max_batch = 1, .source = Source::kCq},
-    {.depth = 16, .max_batch = 4, .source = Source::kCounter},
-    {.depth = 64, .max_batch = 16, .source = Source::kCq, .req_id_64 = true},
-    {.depth = 16, .max_batch = 5, .source = Source::kCounter},
-    {.depth = 4096, .max_batch = 16, .source = Source::kCounter},
-    {.depth = 4096, .max_batch = 16, .source = Source::kCq},
-    {.depth = 32, .max_batch = 0, .source = Source::kCounter},
-};
-
-QueueOptions with_seed(QueueOptions shape, uint64_t seed) {
-    shape.seed = seed;
-    shape.words = 1 << 12;
-    return shape;
-}
-
 void run_threads(QueueRig& rig, size_t n_threads, size_t from, size_t to) {
     std::atomic<int> n_failed{0};
     {

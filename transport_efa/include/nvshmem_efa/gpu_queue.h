@@ -97,10 +97,12 @@ struct GpuQueue {
 // them. `first_slot` other than 0 is for tests. False: a shape that cannot work.
 NVSHMEM_EFA_HD inline bool gpu_queue_init(GpuQueue& queue, GpuQueueState& state, uint64_t counter_now,
                                           uint64_t errors_now, uint32_t first_slot = 0) {
-    if (!is_power_of_two(queue.depth) || queue.depth > kGpuQueueDepthMax || queue.max_batch > kGpuQueueDepthMax) return false;
+    if (!is_power_of_two(queue.depth) || queue.depth > kGpuQueueDepthMax) return false;
+    if (queue.max_batch > kGpuQueueDepthMax) return false;
     if (!queue.slots || !queue.doorbell || !queue.state || !queue.error || queue.wait_ticks == 0) return false;
     if (queue.completions ? !queue.errors : !queue.cq_entries) return false;
-    if (queue.cq_entries && (!is_power_of_two(queue.cq_depth) || (queue.cq_entry_bytes != 16 && queue.cq_entry_bytes != 32))) return false;
+    if (queue.cq_entries && !is_power_of_two(queue.cq_depth)) return false;
+    if (queue.cq_entries && queue.cq_entry_bytes != 16 && queue.cq_entry_bytes != 32) return false;
     if (!queue.completions && queue.cq_depth < queue.depth) return false;  // each request in flight needs an entry
     queue.depth_log2 = log2_exact(queue.depth);
     queue.cq_depth_log2 = queue.cq_entries ? log2_exact(queue.cq_depth) : 0;

@@ -61,7 +61,8 @@ NVSHMEM_EFA_COLD inline bool completions_poll_cq(GpuQueue queue) {
     }
     if (index != first) {
         state.cq_consumed = index;
-        if (queue.cq_consumer) order::store_release_sys(queue.cq_consumer, index);  // pairs with cq_push() of the soft device
+        // Pairs with cq_push() of the soft device.
+        if (queue.cq_consumer) order::store_release_sys(queue.cq_consumer, index);
         // Release pairs with the posters' loads of `completed`: the entries have been read before their slots are reused.
         order::store_release_gpu(&state.completed, order::load_acquire_gpu(&state.completed) + (index - first));
     }
@@ -88,10 +89,10 @@ NVSHMEM_EFA_COLD inline bool fail_counted_error(GpuQueue queue, uint32_t complet
 // was in flight when the error was counted then has its entry before `counter`.
 NVSHMEM_EFA_COLD inline bool completions_read_error(GpuQueue queue, uint32_t known) {
     // Acquire pairs with the device's write of the error counter, which comes after the error's entry.
-    const auto n_errors = (static_cast<uint32_t>(order::load_acquire_sys(queue.errors)) - queue.errors_before) & kCounterMask31;
+    const auto errors = static_cast<uint32_t>(order::load_acquire_sys(queue.errors));
     const auto counter = static_cast<uint32_t>(order::load_acquire_sys(queue.completions));
     const uint32_t fresh = (counter - queue.counter_bias - known) & kCounterMask31;
-    return fail_counted_error(queue, fresh > queue.depth ? known : known + fresh, n_errors);
+    return fail_counted_error(queue, fresh > queue.depth ? known : known + fresh, (errors - queue.errors_before) & kCounterMask31);
 }
 
 NVSHMEM_EFA_HD inline bool completions_read_counter(const GpuQueue& queue) {
@@ -101,7 +102,8 @@ NVSHMEM_EFA_HD inline bool completions_read_counter(const GpuQueue& queue) {
     const auto errors = static_cast<uint32_t>(order::load_relaxed_sys(queue.errors));
     // Acquire pairs with the device's write of the counter (soft device: Device::count()): the payloads are placed.
     const auto counter = static_cast<uint32_t>(order::load_acquire_sys(queue.completions));
-    if (((errors - queue.errors_before) & kCounterMask31) != 0) return completions_read_error(queue, static_cast<uint32_t>(known));
+    if (((errors - queue.errors_before) & kCounterMask31) != 0)
+        return completions_read_error(queue, static_cast<uint32_t>(known));
     const uint32_t fresh = (counter - queue.counter_bias - static_cast<uint32_t>(known)) & kCounterMask31;
     // More than can be in flight: a look older than `known`, which another poster's newer one has outrun on its way
     // over the bus (seen on an H200 about once in 10^6 looks). There is nothing to learn from it.

@@ -55,7 +55,8 @@ NVSHMEM_EFA_COLD inline OwnedCursor owned_wait(GpuQueue queue, OwnedCursor curso
             is_good = completions_refresh(queue);
             completed = static_cast<uint32_t>(order::load_acquire_gpu(&queue.state->completed));
             const bool is_enough = cursor.posted - completed <= in_flight;
-            if (is_good && !is_enough && clock.has_passed(queue.wait_ticks)) is_good = fail_wait(queue, what, pe, cursor.posted);
+            if (is_good && !is_enough && clock.has_passed(queue.wait_ticks))
+                is_good = fail_wait(queue, what, pe, cursor.posted);
             if (is_good && !is_enough) order::pause();
         }
         const uint64_t shared = group.share(static_cast<uint64_t>(is_good) << 32 | completed);
@@ -67,7 +68,8 @@ NVSHMEM_EFA_COLD inline OwnedCursor owned_wait(GpuQueue queue, OwnedCursor curso
 
 // The slow way to room for `n` more slots (at most queue.batch): rings what is unrung if that is in the way, then waits.
 template <class Group>
-NVSHMEM_EFA_COLD inline OwnedCursor owned_make_room(GpuQueue queue, OwnedCursor cursor, Group group, uint32_t n, uint32_t pe) {
+NVSHMEM_EFA_COLD inline OwnedCursor owned_make_room(GpuQueue queue, OwnedCursor cursor, Group group, uint32_t n,
+                                                    uint32_t pe) {
     if (!owned_batch_has_room(queue, cursor, n)) {
         owned_ring(queue, cursor, group);
         if (!owned_batch_has_room(queue, cursor, n)) {
@@ -95,10 +97,11 @@ NVSHMEM_EFA_HD inline bool owned_post_part(const GpuQueue& queue, OwnedCursor& c
     return true;
 }
 
-// Posts one ready request of each member (see shared_post()). It is rung by owned_ring(), or before that when the batch is
-// full. False: the queue has failed.
+// Posts one ready request of each member (see shared_post()). It is rung by owned_ring(), or before that when the batch
+// is full. False: the queue has failed.
 template <class Group>
-NVSHMEM_EFA_HD inline bool owned_post(const GpuQueue& queue, OwnedCursor& cursor, const Group& group, const SendWqe& wqe, uint32_t pe) {
+NVSHMEM_EFA_HD inline bool owned_post(const GpuQueue& queue, OwnedCursor& cursor, const Group& group,
+                                      const SendWqe& wqe, uint32_t pe) {
     const SlotBytes bytes = slot_template(wqe);
     if (group.size() == 1) return owned_post_part(queue, cursor, group, 0, 1, bytes, pe);
     for (uint32_t done = 0, n; done < group.size(); done += n) {

@@ -45,7 +45,8 @@ NVSHMEM_EFA_HD inline Turn shared_ring(const GpuQueue& queue, const Turn& turn) 
 
 // The slow way to room for [first, end): completions, and whoever has the turn rings what others left, as they may be
 // what keeps the ring full. Returns the reservation with the turn as last seen.
-NVSHMEM_EFA_COLD inline SharedReservation shared_wait_for_room(GpuQueue queue, SharedReservation got, uint32_t end, uint32_t pe) {
+NVSHMEM_EFA_COLD inline SharedReservation shared_wait_for_room(GpuQueue queue, SharedReservation got, uint32_t end,
+                                                               uint32_t pe) {
     WaitClock clock;
     while (true) {
         Turn turn = turn_unpack(order::load_acquire_gpu(&queue.state->turn));
@@ -78,7 +79,8 @@ NVSHMEM_EFA_COLD inline SharedReservation shared_wait_for_room(GpuQueue queue, S
 // Takes `n` slots (at most queue.batch) and waits until they may be written. One round trip to memory when there is room:
 // none of the loads waits for another.
 template <class Group>
-NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, const Group& group, uint32_t n, uint32_t pe) {
+NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, const Group& group, uint32_t n,
+                                                       uint32_t pe) {
     SharedReservation got;
     // Relaxed: the number alone matters; what orders our slots against others' is `turn`.
     got.first = group.size() == 1 ? order::fetch_increment_relaxed_gpu(&queue.state->head, ~(queue.depth >> 16))

@@ -20,8 +20,9 @@ NVSHMEM_EFA_HD inline SlotBytes slot_template(const SendWqe& wqe) {
 NVSHMEM_EFA_HD inline SlotBytes slot_bytes(const GpuQueue& queue, uint32_t slot, const SlotBytes& from, uint32_t pe) {
     SlotBytes bytes = from;
     // Both lie in the first four bytes: request id, opcode, phase.
+    constexpr uint32_t kOurs = 0xffffu | static_cast<uint32_t>(kCtrl2Phase) << 24;
     const uint32_t phase = (slot >> queue.depth_log2 & 1u) << 24;
-    const uint32_t first = (static_cast<uint32_t>(from.piece[0].low) & ~(0xffffu | static_cast<uint32_t>(kCtrl2Phase) << 24)) | (slot & 0xffffu) | phase;
+    const uint32_t first = (static_cast<uint32_t>(from.piece[0].low) & ~kOurs) | (slot & 0xffffu) | phase;
     bytes.piece[0].low = (from.piece[0].low & ~0xffffffffull) | first;
     // Of a 64-bit id: the slot number, 32 bits of it, and then the pe.
     const uint64_t id = static_cast<uint64_t>(pe & 0xffffu) << 32 | (slot & 0xffff0000u);
@@ -38,7 +39,8 @@ NVSHMEM_EFA_HD inline void note_write(const GpuQueue& queue, uint32_t slot, cons
     if (!queue.notes) return;
     const uint64_t opcode = bytes.piece[0].low >> 16 & kCtrl1OpcodeMask;
     const uint64_t remote = bytes.piece[2].high;
-    order::store_note(queue.notes + (slot & (queue.depth - 1)), {remote, opcode << 48 | static_cast<uint64_t>(pe & 0xffffu) << 32 | slot});
+    const uint64_t who = opcode << 48 | static_cast<uint64_t>(pe & 0xffffu) << 32 | slot;
+    order::store_note(queue.notes + (slot & (queue.depth - 1)), {remote, who});
 }
 NVSHMEM_EFA_LAYOUT(offsetof(TxMeta, ctrl1) == 2 && offsetof(SendWqe, rdma.remote.addr_lo) == 0x28);
 
@@ -62,7 +64,8 @@ __device__ inline order::Bytes16 pick4(const order::Bytes16 (&from)[4], uint32_t
 
 // 32 slots by 32 lanes, so that each store instruction covers 512 contiguous bytes: what a bus of 64-byte writes likes
 // best (docs/gpu-queue.md). Lane 4k+q gives its request to slot 8q+k, and writes piece q of slots k, 8+k, 16+k, 24+k.
-__device__ inline void slots_write_warp(const GpuQueue& queue, uint32_t first, uint32_t lane, const SlotBytes& from, uint32_t pe) {
+__device__ inline void slots_write_warp(const GpuQueue& queue, uint32_t first, uint32_t lane, const SlotBytes& from,
+                                        uint32_t pe) {
     const uint32_t quarter = lane & 3u, row = lane >> 2;
     const uint32_t mine = first + quarter * 8 + row;
     const SlotBytes bytes = slot_bytes(queue, mine, from, pe);
@@ -88,10 +91,10 @@ __device__ inline void slots_write_warp(const GpuQueue& queue, uint32_t first, u
 
 // Writes `n` slots from `first` on: those of members done..done+n-1.
 template <class Group>
-NVSHMEM_EFA_HD inline void slots_write(const GpuQueue& queue, uint32_t first, const Group& group, uint32_t done, uint32_t n,
-                                       const SlotBytes& from, uint32_t pe) {
+NVSHMEM_EFA_HD inline void slots_write(const GpuQueue& queue, uint32_t first, const Group& group, uint32_t done,
+                                       uint32_t n, const SlotBytes& from, uint32_t pe) {
 #if defined(__CUDA_ARCH__)
-    if constexpr (Group::kIsFullWarp) {
+    if constexpr (Group::kIsOfWarp) {
         if (n == 32) {
             slots_write_warp(queue, first, group.rank(), from, pe);
             return;

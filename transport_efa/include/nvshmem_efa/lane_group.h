@@ -3,7 +3,7 @@
 //   size(), rank()      of the caller in it; rank 0 acts for all
 //   share(v)            v of rank 0, for all; what rank 0 saw before is seen by all after
 //   join()              what every member stored before is seen by every member after
-//   kIsFullWarp         32 lanes, known when compiled
+//   kIsOfWarp           its members are lanes of one warp of a GPU, in their order
 #pragma once
 
 #include "nvshmem_efa/memory_order.h"
@@ -11,7 +11,7 @@
 namespace nvshmem_efa {
 
 struct OneThread {
-    static constexpr bool kIsFullWarp = false;
+    static constexpr bool kIsOfWarp = false;
     NVSHMEM_EFA_HD uint32_t size() const { return 1; }
     NVSHMEM_EFA_HD uint32_t rank() const { return 0; }
     NVSHMEM_EFA_HD uint64_t share(uint64_t value) const { return value; }
@@ -21,7 +21,7 @@ struct OneThread {
 #if defined(__CUDACC__)
 // All 32 lanes, converged.
 struct FullWarp {
-    static constexpr bool kIsFullWarp = true;
+    static constexpr bool kIsOfWarp = true;
     uint32_t lane;
     __device__ uint32_t size() const { return 32; }
     __device__ uint32_t rank() const { return lane; }
@@ -35,7 +35,7 @@ struct FullWarp {
 
 // Some lanes of a warp.
 struct SomeLanes {
-    static constexpr bool kIsFullWarp = false;
+    static constexpr bool kIsOfWarp = true;
     uint32_t mask;
     uint32_t place;
     __device__ uint32_t size() const { return __popc(mask); }

@@ -36,7 +36,8 @@ __device__ inline uint32_t load_relaxed_gpu(const uint32_t* from) {
 // Two neighbours, 8-byte aligned.
 __device__ inline Pair load_pair_relaxed_gpu(const uint32_t* from) {
     Pair pair;
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(pair.first), "=r"(pair.second) : "l"(from) : "memory");
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(pair.first), "=r"(pair.second) : "l"(from) : "memory");
     return pair;
 }
 __device__ inline uint64_t load_acquire_gpu(const uint64_t* from) {
@@ -64,7 +65,7 @@ __device__ inline uint32_t fetch_add_relaxed_gpu(uint32_t* at, uint32_t value) {
     return before;
 }
 // The same by one. `all_ones` is 0xffffffff, in a way that the compiler cannot know: additions it gathers from the lanes
-// of the warp, by some ten instructions that a lane alone waits for; an increment that might wrap elsewhere it leaves alone.
+// of the warp, by some ten instructions that a lane alone waits for; an increment that might wrap elsewhere it does not.
 __device__ inline uint32_t fetch_increment_relaxed_gpu(uint32_t* at, uint32_t all_ones) {
     uint32_t before;
     asm volatile("atom.inc.relaxed.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(all_ones) : "memory");
@@ -108,9 +109,9 @@ __device__ inline void store_bytes16(void* to, const Bytes16& bytes) {
 __device__ inline void store_four(void* const (&to)[4], const Bytes16 (&bytes)[4]) {
     asm volatile(
         "st.global.v2.u64 [%0], {%4, %5};\n\tst.global.v2.u64 [%1], {%6, %7};\n\t"
-        "st.global.v2.u64 [%2], {%8, %9};\n\tst.global.v2.u64 [%3], {%10, %11};" ::"l"(to[0]), "l"(to[1]), "l"(to[2]), "l"(to[3]),
-        "l"(bytes[0].low), "l"(bytes[0].high), "l"(bytes[1].low), "l"(bytes[1].high), "l"(bytes[2].low), "l"(bytes[2].high),
-        "l"(bytes[3].low), "l"(bytes[3].high)
+        "st.global.v2.u64 [%2], {%8, %9};\n\tst.global.v2.u64 [%3], {%10, %11};" ::"l"(to[0]),
+        "l"(to[1]), "l"(to[2]), "l"(to[3]), "l"(bytes[0].low), "l"(bytes[0].high), "l"(bytes[1].low), "l"(bytes[1].high),
+        "l"(bytes[2].low), "l"(bytes[2].high), "l"(bytes[3].low), "l"(bytes[3].high)
         : "memory");
 }
 __device__ inline void store_note(Bytes16* to, const Bytes16& bytes) { store_bytes16(to, bytes); }
@@ -149,7 +150,9 @@ NVSHMEM_EFA_HD inline uint32_t fetch_add_relaxed_gpu(uint32_t* at, uint32_t valu
     NVSHMEM_EFA_STEP();
     return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
-NVSHMEM_EFA_HD inline uint32_t fetch_increment_relaxed_gpu(uint32_t* at, uint32_t) { return fetch_add_relaxed_gpu(at, 1); }
+NVSHMEM_EFA_HD inline uint32_t fetch_increment_relaxed_gpu(uint32_t* at, uint32_t) {
+    return fetch_add_relaxed_gpu(at, 1);
+}
 NVSHMEM_EFA_HD inline uint32_t exchange_acquire_gpu(uint32_t* at, uint32_t value) {
     NVSHMEM_EFA_STEP();
     return __atomic_exchange_n(at, value, __ATOMIC_ACQUIRE);
