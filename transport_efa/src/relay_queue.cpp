@@ -52,6 +52,7 @@ Status RelayQueue::open_device_queue(const GpuRingAttr& attr) {
     qp.send_cq = qp.recv_cq = cq_.handle;  // it receives nothing
     qp.sq_depth = depth;
     qp.req_id_64 = caps.req_id_64;
+    qp.unsolicited_recv = caps.unsolicited_write_recv;  // as the agents it sends to: both ends must agree
     qp.qkey = attr.qkey;
     EFA_TRY(nic_.create_qp(qp, &qp_));
     const bool is_good = qp_.sq_depth == depth && qp_.sq_slot_bytes == kSlotBytesSmall && cq_.depth >= depth &&
