@@ -33,7 +33,8 @@ struct Owned {
     std::conditional_t<kIsCopied, GpuQueue, const GpuQueue&> queue;
     OwnedCursor cursor;
     Group<kBatch> group;
-    __device__ explicit Owned(const GpuQueue& with) : queue(with), cursor(owned_begin(queue)), group(poster_group<kBatch>()) {}
+    __device__ explicit Owned(const GpuQueue& with)
+        : queue(with), cursor(owned_begin(queue)), group(poster_group<kBatch>()) {}
     __device__ bool post(const SendWqe& wqe) {
         const bool is_good = owned_post(queue, cursor, group, wqe, 1);
         owned_ring(queue, cursor, group);
@@ -96,7 +97,8 @@ struct Bare {
         const uint32_t lane = kBatch == 1 ? 0 : lane_number();
         if constexpr (kExtra == Extra::kTakeSlots || kExtra == Extra::kBoth) {
             if (lane == 0) {
-                slot = order::fetch_add_relaxed_gpu(&queue.state->head, kBatch);
+                slot = kBatch == 1 ? order::fetch_increment_relaxed_gpu(&queue.state->head, ~(queue.depth >> 16))
+                                   : order::fetch_add_relaxed_gpu(&queue.state->head, kBatch);
                 const uint64_t turn = order::load_before_branch_gpu(&queue.state->turn);
                 const uint64_t completed = order::load_before_branch_gpu(&queue.state->completed);
                 if (turn + completed == ~0ull) return false;  // a use of both
@@ -115,7 +117,8 @@ struct Bare {
             if constexpr (kBell == Bell::kFence) order::fence_sys();
             if constexpr (kBell == Bell::kRelease) order::store_doorbell(queue.doorbell, slot);
             else asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(queue.doorbell), "r"(slot) : "memory");
-            if constexpr (kExtra == Extra::kPassTurn || kExtra == Extra::kBoth) order::store_release_gpu(&queue.state->turn, uint64_t{slot});
+            if constexpr (kExtra == Extra::kPassTurn || kExtra == Extra::kBoth)
+                order::store_release_gpu(&queue.state->turn, uint64_t{slot});
         }
         return true;
     }
