@@ -165,6 +165,26 @@ def bench_host(as_json: bool) -> int:
     return ExitCode.GOOD
 
 
+@cli.command()
+@click.option("--arch", "archs", multiple=True, metavar="NAME",
+              help="Compile for this one, such as sm_90a; may be repeated. Default: the GPUs here.")  # fmt: skip
+@json_option
+def warmup(archs: tuple[str, ...], as_json: bool) -> int:
+    """Compile all kernels ahead, into the cache that programs will find them in."""
+    from nvshmem_efa.kernels import build_all
+
+    built = build_all(list(archs))
+    if as_json:
+        kernels = [{**asdict(kernel), "path": str(kernel.path)} for kernel in built]
+        click.echo(json.dumps({"schema": "nvshmem-efa-warmup/1", "kernels": kernels}))
+    else:
+        for kernel in built:
+            done = "in the cache" if kernel.was_cached else f"compiled in {kernel.seconds:.2f} s"
+            click.echo(f"{kernel.name:<24} {kernel.arch:<8} {kernel.size:>8} bytes  {done}")
+        click.echo(f"in {built[0].path.parent}")
+    return ExitCode.GOOD
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.option("--mode", type=click.Choice(MODES), help="Sets NVSHMEM_EFA_MODE.")
 @click.option("--profile", type=click.Choice(PROFILES), help="Sets NVSHMEM_EFA_SOFT_PROFILE.")

@@ -15,6 +15,7 @@ from nvshmem_efa import installed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADERS = {path.name for path in (ROOT / "transport_efa" / "include" / "nvshmem_efa").glob("*.*h")}
+KERNELS = {path.name for path in (ROOT / "transport_efa" / "kernels").glob("*.cu")}
 
 
 def contents() -> set[str]:
@@ -35,11 +36,12 @@ def test_one_wheel_serves_every_python_3() -> None:
     assert all(re.fullmatch(r"py3-none-(many)?linux\w+", tag) for tag in tags), tags
 
 
-def test_the_wheel_holds_plugins_programs_headers_and_types() -> None:
+def test_the_wheel_holds_plugins_programs_headers_kernels_and_types() -> None:
     expected = {f"nvshmem_efa/lib/nvshmem_transport_efa_abi{abi}.so" for abi in installed.PLUGIN_ABIS}
     expected |= {"nvshmem_efa/lib/libnvshmem_efa.so", "nvshmem_efa/lib/libnvshmem_efa_shim.so"}
     expected |= {"nvshmem_efa/bin/nvshmem-efa-pe", "nvshmem_efa/bin/nvshmem-efa-bench-host", "nvshmem_efa/py.typed"}
     expected |= {f"nvshmem_efa/include/nvshmem_efa/{name}" for name in HEADERS}
+    expected |= {f"nvshmem_efa/kernels/{name}" for name in KERNELS}
     assert expected <= contents()
 
 
@@ -82,7 +84,7 @@ def test_the_runtime_dependencies_are_few_and_the_extras_are_there() -> None:
     plain = {re.split(r"[<>=!; ]", entry)[0] for entry in requires if "extra ==" not in entry}
     assert plain == {"click", "rich"}
     extras = set(metadata.metadata("nvshmem-efa").get_all("Provides-Extra") or [])
-    assert {"cu12", "cu13", "test", "dev"} <= extras
+    assert {"cu12", "cu13", "gpu", "test", "dev"} <= extras
 
 
 def test_the_build_downloads_nothing() -> None:

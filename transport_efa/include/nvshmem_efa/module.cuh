@@ -9,11 +9,11 @@
 
 #if defined(__CUDACC_RTC__)
 
-// Visible by name: the host finds them with cuModuleGetGlobal(). Weak: several programs may be linked to one module.
+// Visible by name: the host finds them with cuModuleGetGlobal(). One program a module.
 extern "C" {
-__device__ __attribute__((weak)) const nvshmem_efa::DeviceState* nvshmem_efa_state = nullptr;
+__device__ const nvshmem_efa::DeviceState* nvshmem_efa_state = nullptr;
 // Never read. Its size says what this was compiled for, which the host learns without a copy: module_layout_bytes().
-__device__ __attribute__((weak)) char nvshmem_efa_state_layout[nvshmem_efa::kDeviceStateVersion * 4096 + sizeof(nvshmem_efa::DeviceState)];
+__device__ char nvshmem_efa_state_layout[nvshmem_efa::kDeviceStateVersion * 4096 + sizeof(nvshmem_efa::DeviceState)];
 }
 
 #else
