@@ -51,8 +51,8 @@ struct DeviceShared {
     // Read by every post.
     alignas(64) uint64_t arrivals;  // successful waits: from then on the program may write again what it knows arrived
     uint64_t settled;               // arrivals that are dealt with: what was in flight at that one is complete
-    uint32_t holds;                 // quiets that find no gap in the traffic and ask posters to pause
     uint32_t failed;                // 1: the last of `errors` is taken
+    uint32_t reserved;
     alignas(64) uint64_t records;   // posted to all PEs
     alignas(64) uint64_t records_quiet;  // a value of `records` of which all are known to be acknowledged
 };
@@ -65,8 +65,7 @@ enum class DeviceWait : uint8_t {
     kWindow = 16,        // room among the un-acknowledged records to a PE
     kReply = 17,         // a fetched value, or the place where it goes
     kAcks = 18,          // acknowledgement of all records to a PE
-    kHold = 19,          // the end of a quiet that had asked posters to pause
-    kWord = 20,          // a word of this PE, by wait_until()
+    kWord = 19,          // a word of this PE, by wait_until()
     kUnregistered = 32,  // no wait: an address is in no registered memory, here or at the PE
     kBadArgument = 33,   // no wait: no such PE, or an atomic on a word that is not aligned
     kRefused = 34,       // no wait: the PE's agent refused a record; its log says why
