@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -76,10 +77,25 @@ struct PeSide {
     uint64_t* word(size_t index) { return reinterpret_cast<uint64_t*>(at(index * 8)); }
 };
 
+using Nics = std::vector<std::unique_ptr<Nic>>;
+
+inline Nics open_soft(int pe, const Knobs& knobs) {
+    Nics nics;
+    std::shared_ptr<soft::Engine> engine;
+    const int rails = static_cast<int>(knobs.soft_rails);
+    CHECK_OK(soft::Engine::open({rails, pe, knobs}, &engine));
+    for (int rail = 0; rail < rails; ++rail) nics.push_back(engine->make_nic(rail));
+    return nics;
+}
+// The devices of a PE; tests/device puts real ones here.
+inline std::function<Nics(int pe, const Knobs& knobs)> open_nics = open_soft;
+
 class Job {
    public:
     Job(int n_pes, const Knobs& knobs, size_t heap_bytes) : Job(n_pes, std::vector<Knobs>(static_cast<size_t>(n_pes), knobs), heap_bytes) {}
-    Job(int n_pes, const std::vector<Knobs>& knobs, size_t heap_bytes) : pes(static_cast<size_t>(n_pes)), meeting_(n_pes) {
+    // `before` runs on the thread of each PE that does anything for it.
+    Job(int n_pes, const std::vector<Knobs>& knobs, size_t heap_bytes, std::function<void(int)> before = nullptr)
+        : pes(static_cast<size_t>(n_pes)), before_(std::move(before)), meeting_(n_pes) {
         for (PeSide& pe : pes) pe.heap = std::vector<Page>((heap_bytes + sizeof(Page) - 1) / sizeof(Page));
         on_all([&](int pe) { start(pe, knobs[static_cast<size_t>(pe)]); });
     }
@@ -94,6 +110,7 @@ class Job {
         for (int pe = 0; pe < static_cast<int>(pes.size()); ++pe)
             threads.emplace_back([&, pe] {
                 try {
+                    if (before_) before_(pe);
                     body(pe);
                 } catch (const check::Failed&) {
                     failed = true;
@@ -123,10 +140,7 @@ class Job {
         PeSide& side = pes[static_cast<size_t>(pe)];
         TransportOptions options;
         options.knobs = knobs;
-        std::shared_ptr<soft::Engine> engine;
-        const int rails = static_cast<int>(knobs.soft_rails);
-        CHECK_OK(soft::Engine::open({rails, pe, knobs}, &engine));
-        for (int rail = 0; rail < rails; ++rail) options.nics.push_back(engine->make_nic(rail));
+        options.nics = open_nics(pe, knobs);
         CHECK_OK(Transport::create(std::move(options), &side.transport));
         Bootstrap bootstrap;
         bootstrap.pe = pe;
@@ -145,6 +159,7 @@ class Job {
         side.state = static_cast<const DeviceState*>(state);
     }
 
+    std::function<void(int)> before_;
     Meeting meeting_;
 };
 

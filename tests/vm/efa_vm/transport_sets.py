@@ -19,7 +19,8 @@ SHORT_CASES = (
     "reads_fetch_the_peers_bytes rings_wrap_and_every_id_comes_back_once counters_count_what_they_are_attached_to "
     "a_receiver_that_is_not_ready_is_retried_or_named completions_land_in_the_callers_contiguous_memory "
     "threads_share_a_relay_ring_of_eight_slots_and_all_is_placed threads_share_the_devices_own_ring_and_all_is_placed "
-    "a_relayed_request_that_is_refused_is_named a_request_on_the_devices_own_ring_that_is_refused_is_named"
+    "a_relayed_request_that_is_refused_is_named a_request_on_the_devices_own_ring_that_is_refused_is_named "
+    "a_job_in_mode_relay_carries_what_its_threads_post"
 )
 MISTAKES = (
     "mistake_wrong_phase_is_caught mistake_doorbell_value_is_caught mistake_missing_address_handle_is_caught "
