@@ -66,7 +66,7 @@ void CudaRegions::pin_local(const MemoryAttr& attr, Local* local) {
     unsigned type = 0;
     const uint64_t addr = reinterpret_cast<uint64_t>(attr.addr);
     if (driver_.pointer_get_attribute(&type, cuda::kAttrMemoryType, addr) == cuda::kSuccess) return;  // pinned already
-    const cuda::Result result = driver_.mem_host_register(attr.addr, attr.bytes, cuda::kHostPortable);
+    const cuda::Result result = driver_.mem_host_register(attr.addr, attr.bytes, cuda::kHostPortable | cuda::kHostDeviceMap);
     local->is_pinned_here = result == cuda::kSuccess;
     if (!local->is_pinned_here)
         EFA_LOG(kDebug, "soft", "%zu bytes of host memory at %p stay pageable (cuMemHostRegister gave %d)", attr.bytes,

@@ -53,14 +53,18 @@ PosterMemory::~PosterMemory() {
         return;
     }
     const cuda::ScopedContext scope(stream_->driver(), stream_->context());
-    if (base_ && scope.result() == cuda::kSuccess) (void)stream_->driver().mem_free(base_);
+    // Freeing waits for the GPU, which does not answer after an abandoned copy.
+    if (base_ && !is_abandoned_ && scope.result() == cuda::kSuccess) (void)stream_->driver().mem_free(base_);
 }
 
 Status PosterMemory::finish(const char* what) {
     cuda::MarkedStream::Ticket ticket = 0;
     EFA_TRY(stream_->mark(&ticket));
     Status status = stream_->wait(ticket, timeout_ms_, what);
-    if (!status.ok()) stream_->abandon();  // the copy may still come, from or to the staging memory
+    if (!status.ok()) {  // the copy may still come, from or to the staging memory
+        stream_->abandon();
+        is_abandoned_ = true;
+    }
     return status;
 }
 
@@ -75,7 +79,7 @@ Status PosterMemory::write(size_t offset, const void* from, size_t bytes) {
         std::memcpy(stream_->scratch(), static_cast<const uint8_t*>(from) + done, n);
         const cuda::Result result =
             stream_->driver().memcpy_htod_async(base_ + offset + done, stream_->scratch(), n, stream_->stream());
-        if (result != cuda::kSuccess) return cuda::driver_error(stream_->driver(), result, "a copy to GPU queues' state");
+        if (result != cuda::kSuccess) return cuda::driver_error(stream_->driver(), result, "cuMemcpyHtoDAsync to GPU queues' state");
         EFA_TRY(finish("a copy to GPU queues' state"));
         done += n;
     }
@@ -121,7 +125,7 @@ Status PosterMemory::read_words(const std::vector<size_t>& offsets, std::vector<
     const cuda::ScopedContext scope(stream_->driver(), stream_->context());
     const cuda::Result result =
         stream_->driver().memcpy_dtoh_async(stream_->scratch(), base_ + *first, span, stream_->stream());
-    if (result != cuda::kSuccess) return cuda::driver_error(stream_->driver(), result, "a copy of GPU queues' heads");
+    if (result != cuda::kSuccess) return cuda::driver_error(stream_->driver(), result, "cuMemcpyDtoHAsync of GPU queues' heads");
     EFA_TRY(finish("a copy of GPU queues' heads"));
     for (size_t i = 0; i < offsets.size(); ++i)
         std::memcpy(&(*values)[i], static_cast<const uint8_t*>(stream_->scratch()) + (offsets[i] - *first), sizeof(uint32_t));
@@ -133,7 +137,7 @@ Status PosterMemory::read_gpu_word(const uint64_t* at, uint64_t* value) {
     const cuda::ScopedContext scope(stream_->driver(), stream_->context());
     const cuda::Result result = stream_->driver().memcpy_dtoh_async(
         stream_->scratch(), reinterpret_cast<cuda::DevicePtr>(at), sizeof *value, stream_->stream());
-    if (result != cuda::kSuccess) return cuda::driver_error(stream_->driver(), result, "a copy of a completion counter");
+    if (result != cuda::kSuccess) return cuda::driver_error(stream_->driver(), result, "cuMemcpyDtoHAsync of a completion counter");
     EFA_TRY(finish("a copy of a completion counter"));
     std::memcpy(value, stream_->scratch(), sizeof *value);
     return Status();

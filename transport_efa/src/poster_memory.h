@@ -50,6 +50,7 @@ class PosterMemory {
     size_t bytes_ = 0;
     size_t staging_bytes_ = 0;
     int64_t timeout_ms_ = 0;
+    bool is_abandoned_ = false;
     std::unique_ptr<cuda::MarkedStream> stream_;  // null: host memory
 };
 
