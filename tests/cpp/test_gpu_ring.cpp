@@ -11,6 +11,7 @@ struct Chosen {
     PaperNic nic;
     std::unique_ptr<GpuRing> ring;
     Status choose(const char* mode, const char* wish, bool has_counters = true) {
+        ring.reset();  // paper has one queue
         Knobs knobs;
         knobs.mode = mode;
         knobs.gpu_ring = wish;
