@@ -7,12 +7,12 @@ target_include_directories(pe_other_version_plugin PRIVATE ${PROJECT_SOURCE_DIR}
 target_compile_definitions(pe_other_version_plugin PRIVATE NVSHMEM_EFA_VERSION="${PROJECT_VERSION}")
 target_link_libraries(pe_other_version_plugin PRIVATE ${CMAKE_DL_LIBS})
 
-foreach(name test_pe_runtime test_pe_bootstrap test_pe_plugin)
+foreach(name test_pe_runtime test_pe_bootstrap test_pe_plugin test_gpu_lane_plugin)
   target_link_libraries(${name} PRIVATE nvshmem_efa_pe_runtime)
 endforeach()
 target_compile_definitions(test_pe_runtime PRIVATE PE_LOOPBACK_PLUGIN="$<TARGET_FILE:pe_loopback_plugin>")
 add_dependencies(test_pe_runtime pe_loopback_plugin)
-foreach(name test_pe_plugin test_pe_program)
+foreach(name test_pe_plugin test_pe_program test_gpu_lane_plugin)
   target_compile_definitions(${name} PRIVATE
     PE_PLUGIN_FOLDER="${CMAKE_BINARY_DIR}/nvshmem_efa/lib" PE_PROGRAM="$<TARGET_FILE:nvshmem-efa-pe>"
     PE_OTHER_VERSION_PLUGIN="$<TARGET_FILE:pe_other_version_plugin>")
