@@ -236,6 +236,37 @@ TEST(a_driver_module_on_another_gpu_is_refused) {
     fake_cuda_use_device(0);
 }
 
+TEST(nobody_waits_for_a_module_that_takes_its_time_but_its_own_unloading) {
+    static std::atomic<bool> is_inside, may_end;
+    is_inside = may_end = false;
+    ModuleRegistry registry(kVersion, kBytes);
+    nvshmem_efa_module slow = record_of([](void** address) {
+        is_inside = true;
+        while (!may_end) std::this_thread::yield();
+        return locate_symbol(address);
+    }, true);
+    CHECK_OK(registry.add(&slow));
+    symbol = nullptr;
+    std::thread starter([&] { CHECK_OK(registry.publish(kState, MemoryKind::kHost)); });
+    while (!is_inside) std::this_thread::yield();
+    static const void* quick_symbol = nullptr;
+    nvshmem_efa_module quick = record_of([](void** address) { return *address = &quick_symbol, 0; }, true);
+    CHECK_OK(registry.add(&quick));  // as another thread that is inside the loader, for which the slow one may wait
+    CHECK(quick_symbol == kState);
+    std::atomic<bool> is_gone{false};
+    std::thread closer([&] {
+        registry.remove(&slow);
+        is_gone = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    CHECK(!is_gone);  // its code still runs
+    may_end = true;
+    closer.join();
+    starter.join();
+    registry.withdraw();
+    CHECK(quick_symbol == nullptr);
+}
+
 TEST(modules_come_and_go_while_nvshmem_starts_and_ends) {
     ModuleRegistry registry(kVersion, kBytes);
     std::atomic<bool> stop{false};

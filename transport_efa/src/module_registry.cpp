@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <thread>
 
 #include "log.h"
@@ -113,43 +114,43 @@ ModuleRegistry& module_registry() {
     return *instance;
 }
 
+Status ModuleRegistry::write(const Entry& entry, const Wanted& want) {
+    std::optional<cuda::ScopedContext> scope;
+    if (want.writer) scope.emplace(want.writer->stream->driver(), want.writer->stream->context());
+    void* address = nullptr;
+    EFA_TRY(entry.record ? locate(*entry.record, &address)
+                         : locate(static_cast<cuda::Module>(const_cast<void*>(entry.identity)), &address));
+    if (want.writer) return want.writer->write(reinterpret_cast<uint64_t>(address), want.value);
+    // pairs with the acquire load of whoever reads the variable while it may change
+    __atomic_store_n(static_cast<const void**>(address), want.value, __ATOMIC_RELEASE);
+    return Status();
+}
+
 // A symbol of the CPU never holds an address of the GPU's, nor the other way round.
 ModuleRegistry::Wanted ModuleRegistry::wanted(const Entry& entry) const {
     const bool is_host = entry.record && entry.record->is_host;
     return {is_host == (posters_ == MemoryKind::kHost) ? state_ : nullptr, is_host ? nullptr : writer_};
 }
 
-// Until the entry's symbol holds what it should. The lock is given up while code of others runs; what is wanted may have
-// changed by then. An entry that was removed meanwhile is a shared object without a symbol: remove() waited for us.
+// Makes the entry's symbol hold what it should. The lock is given up while code of others runs. Whoever changes what is
+// wanted meanwhile settles the entry again, behind us.
 Status ModuleRegistry::settle(Lock& lock, Entry& entry) {
-    while (true) {
-        if (!calm_.wait_for(lock, kBusyTimeout, [&entry] { return !entry.busy; }))
-            return Status::error(Code::kTimeout, "look for a GPU that stands still", "%s: another thread still writes its %s",
-                                 entry.name.c_str(), kSymbol);
-        if (!entry.identity) return Status();
-        const Wanted want = wanted(entry);
-        if (entry.shows == want.value) return Status();
-        entry.busy = true;
-        lock.unlock();
-        const auto write = [&]() -> Status {
-            std::unique_ptr<cuda::ScopedContext> scope;
-            if (want.writer) scope = std::make_unique<cuda::ScopedContext>(want.writer->stream->driver(), want.writer->stream->context());
-            void* address = nullptr;
-            EFA_TRY(entry.record ? locate(*entry.record, &address)
-                                 : locate(static_cast<cuda::Module>(const_cast<void*>(entry.identity)), &address));
-            if (want.writer) return want.writer->write(reinterpret_cast<uint64_t>(address), want.value);
-            // pairs with the acquire load of whoever reads the variable while it may change
-            __atomic_store_n(static_cast<const void**>(address), want.value, __ATOMIC_RELEASE);
-            return Status();
-        };
-        Status status = write();
-        lock.lock();
-        entry.busy = false;
-        calm_.notify_all();
-        entry.trouble = status.ok() ? "" : status.message();
-        if (!status.ok()) return std::move(status).with_context("module " + entry.name);
-        entry.shows = want.value;
-    }
+    if (!calm_.wait_for(lock, kBusyTimeout, [&entry] { return !entry.busy; }))
+        return Status::error(Code::kTimeout, "look for a GPU that stands still", "module %s: another thread still writes its %s",
+                             entry.name.c_str(), kSymbol);
+    if (!entry.identity) return Status();  // it was removed
+    const Wanted want = wanted(entry);
+    if (entry.shows == want.value) return Status();
+    entry.busy = true;
+    lock.unlock();
+    Status status = write(entry, want);
+    lock.lock();
+    entry.busy = false;
+    calm_.notify_all();
+    entry.trouble = status.ok() ? "" : status.message();
+    if (!status.ok()) return std::move(status).with_context("module " + entry.name);
+    entry.shows = want.value;
+    return Status();
 }
 
 Status ModuleRegistry::insert(std::shared_ptr<Entry> entry, bool is_tried_again) {

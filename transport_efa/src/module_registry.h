@@ -50,6 +50,7 @@ class ModuleRegistry {
     using Lock = std::unique_lock<std::mutex>;
 
     Wanted wanted(const Entry& entry) const;
+    static Status write(const Entry& entry, const Wanted& want);
     Status settle(Lock& lock, Entry& entry);
     Status insert(std::shared_ptr<Entry> entry, bool is_tried_again);
     bool erase(const void* identity);
