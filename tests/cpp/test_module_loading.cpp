@@ -76,6 +76,9 @@ TEST(a_library_that_is_unloaded_is_forgotten_wherever_its_record_is) {
     CHECK_EQ(linked("library init=64 module unload list finalize init=128 finalize"), one);  // in the registry
     CHECK_EQ(linked("shim module unload library init=64 list"), one);                         // in the switch
     CHECK_EQ(plain("module unload library init=64 list"), "[]\n");                            // in its own list
+    // The list of a program that exports its symbols is also that of the libraries it opens.
+    CHECK_EQ(run("", "module_program_exports", "module unload library init=64 list"),
+             "[{\"name\": \"module_program_exports (program.cpp)\", \"has_state\": true, \"trouble\": \"\"}]\n");
     CHECK_EQ(plain("module library unload init=64 list module show"),
              "[]\nprogram=0 module_first=64 module_second=64\n");
 }
