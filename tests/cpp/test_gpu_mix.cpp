@@ -380,6 +380,12 @@ TEST(random_mixes_over_two_rails_keep_every_promise) {
     run_mix(knobs, 2, 1500, 25'000);
 }
 
+TEST(random_mixes_through_relays_keep_every_promise) {
+    Knobs knobs = mix_knobs();
+    knobs.gpu_ring = "relay";
+    run_mix(knobs, 4, 700, 10'000);
+}
+
 TEST(random_mixes_with_gated_signals_keep_every_promise) {
     Knobs knobs = mix_knobs();
     knobs.signal = "gated";
