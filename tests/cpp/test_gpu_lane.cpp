@@ -205,6 +205,42 @@ TEST(the_state_says_what_the_job_is) {
     }
 }
 
+TEST(windows_of_all_senders_fit_a_receive_queue_or_the_job_does_not_start) {
+    Knobs knobs = default_knobs();
+    for (const int64_t depth : {32, 64, 1024}) {
+        knobs.rq_depth = depth;
+        Job job(3, knobs, kHeapBytes);
+        CHECK(job.pes[0].state->window * 3 * kLanesMax <= depth);
+        CHECK(job.pes[0].state->window * 2 * 3 * kLanesMax > depth || job.pes[0].state->window == 128);
+    }
+    knobs.rq_depth = 16;
+    std::atomic<int> refused{0};
+    {
+        auto meeting = std::make_shared<Meeting>(3);
+        std::vector<std::thread> threads;
+        for (int pe = 0; pe < 3; ++pe)
+            threads.emplace_back([&, pe, meeting] {
+                TransportOptions options;
+                options.knobs = knobs;
+                options.nics = open_nics(pe, knobs);
+                std::unique_ptr<Transport> transport;
+                if (!Transport::create(std::move(options), &transport).ok()) return;
+                Bootstrap bootstrap;
+                bootstrap.pe = pe;
+                bootstrap.n_pes = 3;
+                bootstrap.allgather = [&](const void* send, void* recv, size_t bytes) {
+                    meeting->allgather(pe, send, recv, bytes);
+                    return Status();
+                };
+                bootstrap.barrier = [] { return Status(); };
+                const Status status = transport->connect(bootstrap);
+                refused += status.code() == Code::kConfig && std::strstr(status.message(), "hint: raise NVSHMEM_EFA_RQ_DEPTH") ? 1 : 0;
+            });
+        for (std::thread& thread : threads) thread.join();
+    }
+    CHECK_EQ(refused.load(), 3);
+}
+
 TEST(jobs_end_and_start_again) {
     for (int round = 0; round < 3; ++round) {
         Job job(2, default_knobs(), kHeapBytes);

@@ -16,6 +16,7 @@ namespace {
 
 constexpr uint32_t kDepthDefault = 1024;
 constexpr uint32_t kWindowMin = 4, kWindowMax = 128;
+constexpr uint32_t kGpuWindowMin = 2;  // less, and reply_never() would name a number that the slot does carry
 
 uint32_t floor_power_of_two(uint32_t value) {
     uint32_t power = 1;
@@ -80,7 +81,7 @@ Status exchange_hello(const Bootstrap& bootstrap, const std::vector<std::unique_
     return Status();
 }
 
-void settle_job(const std::vector<Hello>& hellos, const std::vector<std::unique_ptr<Nic>>& nics, const Knobs& knobs, Job* job) {
+Status settle_job(const std::vector<Hello>& hellos, const std::vector<std::unique_ptr<Nic>>& nics, const Knobs& knobs, Job* job) {
     uint32_t rails_min = hellos[0].n_rails, rails_max = hellos[0].n_rails, rq = hellos[0].rq_depth;
     job->count_by_immediate = job->writes_once = true;
     for (const Hello& hello : hellos) {
@@ -98,11 +99,19 @@ void settle_job(const std::vector<Hello>& hellos, const std::vector<std::unique_
     job->n_rails = rails_min;
     // Every lane of every PE may fill its window at once: that is what the receive queue must hold.
     const uint32_t share = rq / (job->lanes * static_cast<uint32_t>(job->n_pes));
-    job->window = std::clamp(floor_power_of_two(std::max(share, 1u)), kWindowMin, kWindowMax);
+    const bool has_gpu_queues = job->lanes == kLanesMax;
+    if (share < kGpuWindowMin && has_gpu_queues) {
+        return Status::error(Code::kConfig, "raise NVSHMEM_EFA_RQ_DEPTH on all PEs, or set NVSHMEM_EFA_GPU_QUEUES=0",
+                             "receive queues of %u slots for %u senders: what the GPU posts is not repeated when a queue is full",
+                             rq, job->lanes * static_cast<uint32_t>(job->n_pes));
+    }
+    // A SEND that finds no receive buffer is repeated by the host's lanes, and fails a queue of the GPU.
+    job->window = std::clamp(floor_power_of_two(std::max(share, 1u)), has_gpu_queues ? kGpuWindowMin : kWindowMin, kWindowMax);
     job->segment_bytes = knobs.segment_bytes ? static_cast<uint64_t>(knobs.segment_bytes) : UINT64_MAX;
     for (const auto& nic : nics) job->segment_bytes = std::min(job->segment_bytes, nic->info().caps.max_rdma_bytes);
     job->stripe_bytes = static_cast<uint64_t>(knobs.stripe_bytes);
     job->timeout_ms = static_cast<uint64_t>(knobs.timeout_ms);
+    return Status();
 }
 
 // Posters are the GPU that is current on this thread; without one, CPU threads.
@@ -220,7 +229,7 @@ Status connect_job(const Bootstrap& bootstrap, const std::vector<std::unique_ptr
     job->n_pes = bootstrap.n_pes;
     std::vector<Hello> hellos;
     EFA_TRY(exchange_hello(bootstrap, nics, knobs, depths.rq, &hellos));
-    settle_job(hellos, nics, knobs, job);
+    EFA_TRY(settle_job(hellos, nics, knobs, job));
     for (const auto& nic : nics) EFA_TRY(nic->join_job(hellos[0].secret));
     // Receives, and twice a window of counted writes from every lane of every PE.
     depths.recv_cq = ceil_power_of_two(depths.rq + kImmediatesPerRecord * job->lanes * static_cast<uint32_t>(job->n_pes) * job->window);
