@@ -23,17 +23,27 @@ class DeviceState:
     bytes: int
 
 
-def device_state() -> DeviceState:
-    """The state of the transport that is up in this process; an argument for kernels, valid until finalize."""
+def api() -> ctypes.CDLL:
+    """The C API, nvshmem_efa/api.h."""
     try:
         library = ctypes.CDLL(str(installed.library()))
     except OSError as error:
         raise MissingError(f"the C API cannot be loaded: {error}", "reinstall the package on this machine") from None
-    address, version, size = ctypes.c_void_p(), ctypes.c_uint32(), ctypes.c_size_t()
-    code = library.nvshmem_efa_device_state(ctypes.byref(address), ctypes.byref(version), ctypes.byref(size))
+    library.nvshmem_efa_last_error.restype = ctypes.c_char_p
+    return library
+
+
+def check(library: ctypes.CDLL, code: int) -> None:
+    """Raises what a call that returned this code has reported."""
     if code != 0:
-        library.nvshmem_efa_last_error.restype = ctypes.c_char_p
         text = library.nvshmem_efa_last_error(None).decode(errors="replace")
         message, _, hint = text.partition("; hint: ")
         raise _ERRORS.get(code, EfaError)(message, hint)
+
+
+def device_state() -> DeviceState:
+    """The state of the transport that is up in this process; an argument for kernels, valid until finalize."""
+    library = api()
+    address, version, size = ctypes.c_void_p(), ctypes.c_uint32(), ctypes.c_size_t()
+    check(library, library.nvshmem_efa_device_state(ctypes.byref(address), ctypes.byref(version), ctypes.byref(size)))
     return DeviceState(address.value or 0, version.value, size.value)
