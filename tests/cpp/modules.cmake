@@ -26,3 +26,10 @@ set_target_properties(module_program_exports PROPERTIES ENABLE_EXPORTS ON)
 target_compile_definitions(test_module_loading PRIVATE MODULES="${modules}" SHIM="$<TARGET_FILE:nvshmem_efa_shim>")
 add_dependencies(test_module_loading module_program module_program_linked module_program_exports)
 target_link_libraries(test_module_registry PRIVATE fake_cuda)
+
+# The whole way, with the real library.
+target_link_options(test_module_init PRIVATE -Wl,--no-as-needed)
+target_link_libraries(test_module_init PRIVATE nvshmem_efa_pe_runtime nvshmem_efa_shim)
+target_compile_definitions(test_module_init PRIVATE PLUGINS="${CMAKE_BINARY_DIR}/nvshmem_efa/lib"
+  MODULE="$<TARGET_FILE:modules_module>")
+add_dependencies(test_module_init modules_module nvshmem_transport_efa_abi3 nvshmem_transport_efa_abi7)
