@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -108,7 +109,7 @@ def _private(folder: Path) -> Path:
         seen = folder.lstat()
     except OSError as error:
         raise ConfigError(f"compiled kernels cannot be kept in {folder}: {error.strerror}", hint) from None
-    if not folder.is_dir() or folder.is_symlink() or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
         raise ConfigError(
             f"{folder} is not a private folder (owner {seen.st_uid}, mode {seen.st_mode & 0o7777:o})",
             f"chmod 700 it if it is yours, or {hint}",

@@ -141,9 +141,10 @@ def test_whatever_the_image_depends_on_makes_another_one(package: Path, cache: P
     for path in (package / "kernels" / "module_probe.cu", package / "include" / "nvshmem_efa" / "wqe.h"):
         path.write_text(path.read_text() + "// more\n")
         assert changed(), path
-    (package / "include" / "nvshmem_efa" / "extra.cuh").write_text("")
+    extra = package / "include" / "nvshmem_efa" / "extra1.cuh"
+    extra.write_text("")
     assert changed()
-    (package / "include" / "nvshmem_efa" / "extra.cuh").rename(package / "include" / "nvshmem_efa" / "other.cuh")
+    extra.rename(extra.with_name("extra2.cuh"))  # at the same place in the list
     assert changed()
     compiler.version = (13, 1)
     assert changed()
@@ -302,13 +303,13 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
 
 def test_warmup_compiles_everything_ahead(command: Command, tmp_path: Path) -> None:
     env = {"XDG_CACHE_HOME": str(tmp_path)}
-    done = command("warmup", "--arch", "sm_90a", "--arch", "sm_100a", "--json", env=env)
+    done = command("warmup", "--arch", "sm_90a", "--arch", "sm_90a", "--json", env=env)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["schema"] == "nvshmem-efa-warmup/1"
-    assert {(kernel["name"], kernel["arch"]) for kernel in result["kernels"]} == {
-        (name, arch) for name in kernels.names() for arch in ARCHS
-    }
+    assert [(kernel["name"], kernel["arch"]) for kernel in result["kernels"]] == [
+        (name, "sm_90a") for name in kernels.names()
+    ]
     assert not any(kernel["was_cached"] for kernel in result["kernels"])
     assert all(Path(kernel["path"]).read_bytes()[:4] == b"\x7fELF" for kernel in result["kernels"])
     again = command("warmup", "--arch", "sm_90a", env=env)
