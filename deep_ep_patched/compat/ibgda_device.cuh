@@ -171,7 +171,7 @@ NVSHMEM_EFA_COMPAT void nvshmemi_ibgda_rma_p(int* rptr, const int value, int dst
     efa::post_word(nvshmem_efa::WordOp::kSet, rptr, value, dst_pe, qp_id);
 }
 // Nothing takes a caller's immediate here: the PE's agent counts by them.
-void nvshmemi_ibgda_rma_p(int* rptr, const int value, int dst_pe, int qp_id, uint32_t imm) = delete;
+NVSHMEM_EFA_COMPAT void nvshmemi_ibgda_rma_p(int* rptr, const int value, int dst_pe, int qp_id, uint32_t imm) = delete;
 
 // One thread. All that was posted to (PE, QP) is complete: data placed, words changed.
 NVSHMEM_EFA_COMPAT void nvshmemi_ibgda_quiet(int dst_pe, int qp_id) {

@@ -2,8 +2,8 @@
 // Uses every name of deep_ep_patched/compat/ibgda_device.cuh as DeepEP V1's kernels do, to be compiled only: by nvcc with
 // NVSHMEM's headers, and by NVRTC without.
 #if defined(__CUDACC_RTC__)
-__device__ void* nvshmem_ptr(const void* ptr, int pe);
-__device__ void nvshmemx_barrier_all_block();
+__device__ inline void* nvshmem_ptr(const void* ptr, int pe) { return pe == 0 ? const_cast<void*>(ptr) : nullptr; }
+__device__ inline void nvshmemx_barrier_all_block() { __syncthreads(); }
 #endif
 #include "ibgda_device.cuh"
 
