@@ -43,7 +43,7 @@ TEST(the_library_exports_the_c_api_and_the_switch_its_own) {
         "nvshmem_efa_version", "nvshmem_efa_abi_list", "nvshmem_efa_knob_count", "nvshmem_efa_knob_get",
         "nvshmem_efa_check_settings", "nvshmem_efa_last_error", "nvshmem_efa_describe", "nvshmem_efa_stats_json",
         "nvshmem_efa_module_add", "nvshmem_efa_module_add_driver", "nvshmem_efa_module_remove_driver", "nvshmem_efa_modules_json",
-        "nvshmem_efa_plugin_init"};
+        "nvshmem_efa_device_state", "nvshmem_efa_plugin_init"};
     CHECK(exports_of("libnvshmem_efa.so") == expected);
     CHECK(exports_of("libnvshmem_efa_shim.so") == std::set<std::string>({"nvshmem_efa_select", "nvshmem_efa_module_add",
                                                                                 "nvshmem_efa_modules_waiting"}));
