@@ -295,6 +295,7 @@ int main(int argc, char** argv) {
     Options options = parse(argc, argv);
     watchdog(90, "start");
     start_pe(options.job);
+    meet(options.job, "start");  // the device state is there from the first barrier on
     const Plugin plugin = find_plugin();
     void* at = nullptr;
     uint32_t version = 0;
