@@ -41,7 +41,8 @@ class GpuLane {
     // Waits until all that was posted before is complete, and all signals and atomics to `pe` are applied there. A failure,
     // noticed before or found here, is its error. Any thread.
     Status drain(int pe);
-    uint64_t work_requests() const;  // completed so far
+    // Completed so far, where the host sees the counter; exact if it, quiet or fence is called once in 2^31 requests.
+    uint64_t work_requests();
 
    private:
     static constexpr uint32_t kChunksMax = 256, kLocalsMax = 256;
@@ -50,6 +51,7 @@ class GpuLane {
         GpuQueue host;           // the host's own look at it, for the status of a counted error
         GpuQueueState shadow{};  // of that look
         GpuQueueError found{};   // its record
+        uint64_t counted = 0;    // completions, as of the last look: the device's counter wraps at 2^31
     };
     // Offsets in `memory_`. What the host reads back comes first.
     struct Layout {
@@ -68,7 +70,7 @@ class GpuLane {
     Status describe_queue(size_t index, GpuQueue* queue, GpuQueueState* state);
     Status fill_state(const Knobs& knobs, std::vector<uint8_t>* image);
     Status read_counters(size_t index, uint32_t* completed, uint32_t* errors);
-    // Pre: lock held.
+    uint64_t count_requests();  // pre: lock held
     bool has_failed() const;
     Status failure() const;
     Status name_failure(const Found& found) const;

@@ -23,6 +23,7 @@ Status GpuLane::take_target(int pe, Target* target) {
     // What was posted before this call shows in both words, whatever the order in which a copy reads them.
     offsets.push_back(layout_.peers + static_cast<size_t>(pe) * sizeof(DevicePeer) + offsetof(DevicePeer, next_seq));
     const std::lock_guard lock(mutex_);
+    (void)count_requests();
     EFA_TRY(memory_->read_words(offsets, &target->heads));
     target->next_seq = target->heads.back();
     target->heads.pop_back();
@@ -105,13 +106,21 @@ Status GpuLane::drain(int pe) {
     }
 }
 
-uint64_t GpuLane::work_requests() const {
+uint64_t GpuLane::count_requests() {
     uint64_t sum = 0;
-    for (const Queue& queue : queues_) {
+    for (Queue& queue : queues_) {
         const GpuRingView& view = queue.ring->view();
-        if (view.completions) sum += __atomic_load_n(view.completions, __ATOMIC_RELAXED) - queue.host.counter_bias;
+        if (!view.completions) continue;
+        const auto counter = static_cast<uint32_t>(__atomic_load_n(view.completions, __ATOMIC_RELAXED));
+        queue.counted += counter_lag31(counter - queue.host.counter_bias, static_cast<uint32_t>(queue.counted));
+        sum += queue.counted;
     }
     return sum;
+}
+
+uint64_t GpuLane::work_requests() {
+    const std::lock_guard lock(mutex_);
+    return count_requests();
 }
 
 }  // namespace nvshmem_efa

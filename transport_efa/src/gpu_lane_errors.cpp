@@ -27,8 +27,9 @@ const char* queue_wait_text(GpuQueueWait wait) {
         case GpuQueueWait::kBatch: return "room in the device's batch";
         case GpuQueueWait::kTurn: return "its turn behind other posters";
         case GpuQueueWait::kQuiet: return "completion of all requests (quiet)";
-        default: return "the end of another poster's quiet";
+        case GpuQueueWait::kHold: return "the end of another poster's quiet";
     }
+    return "the queue";
 }
 
 const char* device_wait_text(DeviceWait wait) {
