@@ -106,7 +106,7 @@ struct Bare {
             if constexpr (kBatch > 1) slot = __shfl_sync(kMask, slot, 0);
         }
         if constexpr (kBatch == 32) {
-            slots_write_warp(queue, slot, lane, slot_template(wqe), 1);
+            slots_write_quads(queue, slot, 8, lane, 0xffffffffu, slot_template(wqe), 1);
         } else {
             slot_write(queue, slot + lane, slot_template(wqe), 1);
         }

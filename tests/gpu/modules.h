@@ -5,5 +5,5 @@
 #include <cstdint>
 
 // What a kernel of this module sees, as module_probe.cu has it: {1 if there is a state, version, bytes, pe, n_pes}.
-// False: a CUDA call failed.
+// False: a CUDA call failed; seen[1] is its error.
 using LookFunction = bool (*)(int32_t seen[5]);

@@ -17,9 +17,14 @@ static __global__ void look_kernel(int32_t* seen) {
 
 static bool look(int32_t seen[5]) {
     int32_t* out = nullptr;
-    if (cudaMalloc(&out, 5 * sizeof *out) != cudaSuccess || cudaMemset(out, 0, 5 * sizeof *out) != cudaSuccess) return false;
-    look_kernel<<<1, 1>>>(out);
-    const bool is_good = cudaGetLastError() == cudaSuccess && cudaMemcpy(seen, out, 5 * sizeof *out, cudaMemcpyDeviceToHost) == cudaSuccess;
+    cudaError_t error = cudaMalloc(&out, 5 * sizeof *out);
+    if (error == cudaSuccess) error = cudaMemset(out, 0, 5 * sizeof *out);
+    if (error == cudaSuccess) {
+        look_kernel<<<1, 1>>>(out);
+        error = cudaGetLastError();
+    }
+    if (error == cudaSuccess) error = cudaMemcpy(seen, out, 5 * sizeof *out, cudaMemcpyDeviceToHost);
     cudaFree(out);
-    return is_good;
+    if (error != cudaSuccess) seen[1] = static_cast<int32_t>(error);
+    return error == cudaSuccess;
 }

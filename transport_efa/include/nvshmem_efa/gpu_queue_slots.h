@@ -62,26 +62,32 @@ __device__ inline order::Bytes16 pick4(const order::Bytes16 (&from)[4], uint32_t
     return {is_high ? high.low : low.low, is_high ? high.high : low.high};
 }
 
-// 32 slots by 32 lanes, so that each store instruction covers 512 contiguous bytes: what a bus of 64-byte writes likes
-// best (docs/gpu-queue.md). Lane 4k+q gives its request to slot 8q+k, and writes piece q of slots k, 8+k, 16+k, 24+k.
-__device__ inline void slots_write_warp(const GpuQueue& queue, uint32_t first, uint32_t lane, const SlotBytes& from,
-                                        uint32_t pe) {
-    const uint32_t quarter = lane & 3u, row = lane >> 2;
-    const uint32_t mine = first + quarter * 8 + row;
+// Four lanes whose places in the warp are 4m..4m+3, wherever one of them is.
+__device__ inline bool has_whole_quads(uint32_t mask) { return (mask & 0x11111111u) * 0xfu == mask; }
+
+// `4 * rows` slots by as many lanes, in whole quads, so that each store instruction covers `64 * rows` contiguous bytes:
+// what a bus of 64-byte writes likes best (docs/gpu-queue.md). Lane q of quad k gives its request to slot q * rows + k,
+// and writes piece q of slots k, rows + k, 2 * rows + k, 3 * rows + k. All lanes of `mask` call it; those whose `place`
+// among the writers is not below 4 * rows only lend their hands.
+__device__ inline void slots_write_quads(const GpuQueue& queue, uint32_t first, uint32_t rows, uint32_t place,
+                                         uint32_t mask, const SlotBytes& from, uint32_t pe) {
+    const uint32_t quarter = place & 3u, row = place >> 2;
+    const uint32_t mine = first + quarter * rows + row;
     const SlotBytes bytes = slot_bytes(queue, mine, from, pe);
     order::Bytes16 got[4];  // got[i]: piece `quarter` of lane quarter ^ i of the same four
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
         got[i] = pick4(bytes.piece, quarter ^ i);  // the piece that that lane writes
         if (i == 0) continue;
-        got[i].low = __shfl_xor_sync(0xffffffffu, static_cast<unsigned long long>(got[i].low), i);
-        got[i].high = __shfl_xor_sync(0xffffffffu, static_cast<unsigned long long>(got[i].high), i);
+        got[i].low = __shfl_xor_sync(mask, static_cast<unsigned long long>(got[i].low), i);
+        got[i].high = __shfl_xor_sync(mask, static_cast<unsigned long long>(got[i].high), i);
     }
+    if (row >= rows) return;
     void* to[4];
     order::Bytes16 out[4];
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
-        to[i] = slot_at(queue, first + 8 * i + row) + quarter * 16;
+        to[i] = slot_at(queue, first + i * rows + row) + quarter * 16;
         out[i] = pick4(got, quarter ^ i);
     }
     order::store_four(to, out);
@@ -95,8 +101,8 @@ NVSHMEM_EFA_HD inline void slots_write(const GpuQueue& queue, uint32_t first, co
                                        uint32_t n, const SlotBytes& from, uint32_t pe) {
 #if defined(__CUDA_ARCH__)
     if constexpr (Group::kIsOfWarp) {
-        if (n == 32) {
-            slots_write_warp(queue, first, group.rank(), from, pe);
+        if (((n | done) & 3u) == 0 && has_whole_quads(group.mask())) {
+            slots_write_quads(queue, first, n >> 2, group.rank() - done, group.mask(), from, pe);
             return;
         }
     }

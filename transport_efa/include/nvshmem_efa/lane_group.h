@@ -3,7 +3,7 @@
 //   size(), rank()      of the caller in it; rank 0 acts for all
 //   share(v)            v of rank 0, for all; what rank 0 saw before is seen by all after
 //   join()              what every member stored before is seen by every member after
-//   kIsOfWarp           its members are lanes of one warp of a GPU, in their order
+//   kIsOfWarp           its members are lanes of one warp of a GPU, in their order; mask() tells which
 #pragma once
 
 #include "nvshmem_efa/memory_order.h"
@@ -23,6 +23,7 @@ struct OneThread {
 struct FullWarp {
     static constexpr bool kIsOfWarp = true;
     uint32_t lane;
+    __device__ uint32_t mask() const { return 0xffffffffu; }
     __device__ uint32_t size() const { return 32; }
     __device__ uint32_t rank() const { return lane; }
     __device__ uint64_t share(uint64_t value) const {
@@ -36,16 +37,17 @@ struct FullWarp {
 // Some lanes of a warp.
 struct SomeLanes {
     static constexpr bool kIsOfWarp = true;
-    uint32_t mask;
+    uint32_t lanes;
     uint32_t place;
-    __device__ uint32_t size() const { return __popc(mask); }
+    __device__ uint32_t mask() const { return lanes; }
+    __device__ uint32_t size() const { return __popc(lanes); }
     __device__ uint32_t rank() const { return place; }
     __device__ uint64_t share(uint64_t value) const {
-        value = __shfl_sync(mask, static_cast<unsigned long long>(value), __ffs(mask) - 1);
-        __syncwarp(mask);  // the shuffle alone orders no memory
+        value = __shfl_sync(lanes, static_cast<unsigned long long>(value), __ffs(lanes) - 1);
+        __syncwarp(lanes);  // the shuffle alone orders no memory
         return value;
     }
-    __device__ void join() const { __syncwarp(mask); }
+    __device__ void join() const { __syncwarp(lanes); }
 };
 
 __device__ inline uint32_t lane_number() {
