@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the NVSHMEM test and measurement programs: tests/gpu/build.sh OUT_DIR [nvshmem_ops] [nvshmem_perf] [device_api]
+# Builds the NVSHMEM test and measurement programs: tests/gpu/build.sh OUT_DIR [nvshmem_ops] [nvshmem_perf] [device_api] [ibgda_compat]
 # Needs nvcc and NVSHMEM (the nvidia-nvshmem-cuXX wheel, or NVSHMEM_HOME). CUDA_ARCH=sm_90 by default, JOBS=all cores.
 set -euo pipefail
 
-usage="usage: tests/gpu/build.sh OUT_DIR [nvshmem_ops] [nvshmem_perf] [device_api]"
+usage="usage: tests/gpu/build.sh OUT_DIR [nvshmem_ops] [nvshmem_perf] [device_api] [ibgda_compat]"
 out=${1:?$usage}
 shift
 programs=("$@")
@@ -39,12 +39,13 @@ host_lib=$(basename "$(ls "$home"/lib/libnvshmem_host.so* | head -1)")
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 arch=${CUDA_ARCH:-sm_90}
-flags=(-std=c++17 -O2 -lineinfo -rdc=true "-arch=$arch" "-I$home/include" "-I$here" "-I$here/../../transport_efa/include" -Xcompiler "-Wall,-Wno-unused-function")
+flags=(-std=c++17 -O2 -lineinfo -rdc=true "-arch=$arch" "-I$home/include" "-I$here" "-I$here/../../transport_efa/include" "-I$here/../../deep_ep_patched/compat" -Xcompiler "-Wall,-Wno-unused-function")
 sources=("$here"/pe_job.cu "$here"/image.cu)
 for program in "${programs[@]}"; do
   case $program in
     nvshmem_ops) sources+=("$here"/nvshmem_ops*.cu) ;;
     nvshmem_perf) sources+=("$perf"/nvshmem_perf*.cu) ;;
+    ibgda_compat) sources+=("$here"/ibgda_compat.cu) ;;
     device_api) sources+=("$here"/device_api.cu "$here"/device_api_perf.cu) ;;
     *) echo "$usage" >&2; exit 2 ;;
   esac
@@ -54,7 +55,7 @@ export NVCC_PATH=$nvcc OUT_DIR=$out HEADERS=$here
 printf '%s\n' "${sources[@]}" | xargs -P "${JOBS:-$(nproc)}" -I{} bash -c '
   source=$1; shift
   object=$OUT_DIR/$(basename "${source%.cu}").o
-  newest=$(ls -t "$object" "$source" "$HEADERS"/*.h "$HEADERS"/../../transport_efa/include/nvshmem_efa/* 2>/dev/null | head -1)
+  newest=$(ls -t "$object" "$source" "$HEADERS"/*.h "$HEADERS"/../../transport_efa/include/nvshmem_efa/* "$HEADERS"/../../deep_ep_patched/compat/* 2>/dev/null | head -1)
   [ "$newest" = "$object" ] && exit 0
   "$NVCC_PATH" "$@" -c "$source" -o "$object"' _ {} "${flags[@]}"
 
