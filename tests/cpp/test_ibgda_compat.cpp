@@ -28,7 +28,10 @@ struct Channels {
     size_t head(int channel, int pe) const { return meta_in(channel, pe) + kMeta; }
     size_t tail(int channel, int pe) const { return head(channel, pe) + sizeof(uint64_t); }
     static uint64_t key(int round, int channel, int from, int to, uint64_t token) {
-        return (((static_cast<uint64_t>(round) * 8 + static_cast<uint64_t>(channel)) * 8 + static_cast<uint64_t>(from)) * 8 + static_cast<uint64_t>(to)) * 1000 + token;
+        return (((static_cast<uint64_t>(round) * 8 + static_cast<uint64_t>(channel)) * 8 + static_cast<uint64_t>(from)) * 8 +
+                static_cast<uint64_t>(to)) *
+                   1000 +
+               token;
     }
     static int meta_value(int round, int channel, int from, int to, size_t i) {
         return static_cast<int>(mix64(key(round, channel, from, to, 900 + i)) % 1'000'000);
@@ -38,7 +41,10 @@ struct Channels {
 class RingJob : public Machine {
    public:
     explicit RingJob(const Options& options, int rounds)
-        : Machine(options), at_{options.n_pes}, everybody_(options.n_pes * (1 + 2 * Channels::kChannels * options.n_pes)), starters_(options.n_pes) {
+        : Machine(options),
+          at_{options.n_pes},
+          everybody_(options.n_pes * (1 + 2 * Channels::kChannels * options.n_pes)),
+          starters_(options.n_pes) {
         for (int pe = 0; pe < n_pes(); ++pe) {
             warp(pe, [this, pe, rounds](soft::Prng& prng) {
                 for (int round = 0; round < rounds; ++round) notify(pe, round, prng), everybody_.wait(), everybody_.wait();
@@ -48,8 +54,12 @@ class RingJob : public Machine {
             });
             for (int channel = 0; channel < Channels::kChannels; ++channel)
                 for (int other = 0; other < n_pes(); ++other) {
-                    warp(pe, [=, this](soft::Prng& prng) { stream(rounds, [&](int round) { send(pe, channel, other, round, prng); }); });
-                    warp(pe, [=, this](soft::Prng& prng) { stream(rounds, [&](int round) { receive(pe, channel, other, round, prng); }); });
+                    warp(pe, [=, this](soft::Prng& prng) {
+                        stream(rounds, [&](int round) { send(pe, channel, other, round, prng); });
+                    });
+                    warp(pe, [=, this](soft::Prng& prng) {
+                        stream(rounds, [&](int round) { receive(pe, channel, other, round, prng); });
+                    });
                 }
         }
     }
@@ -90,7 +100,8 @@ class RingJob : public Machine {
         *at<int32_t>(pe, Channels::kCounts - 64) = round * 100 + pe;
         for (int other = 0; other < n_pes(); ++other) {
             if (other == pe) continue;
-            nvshmemi_ibgda_put_nbi_warp<true>(address_of(at<int32_t>(pe, Channels::kCounts) + pe), address_of(at<int32_t>(pe, Channels::kCounts - 64)), 4, other, 0, 0, 0);
+            nvshmemi_ibgda_put_nbi_warp<true>(address_of(at<int32_t>(pe, Channels::kCounts) + pe),
+                                              address_of(at<int32_t>(pe, Channels::kCounts - 64)), 4, other, 0, 0, 0);
         }
         for (int other = 0; other < n_pes(); ++other)
             if (other != pe) nvshmemi_ibgda_quiet(other, 0);
@@ -105,7 +116,8 @@ class RingJob : public Machine {
         if (to == pe) {
             std::copy_n(at<uint8_t>(pe, here), bytes, at<uint8_t>(pe, there));
         } else {
-            nvshmemi_ibgda_put_nbi_warp<true>(address_of(at<uint8_t>(pe, there)), address_of(at<uint8_t>(pe, here)), bytes, to, qp, 0, 0);
+            nvshmemi_ibgda_put_nbi_warp<true>(address_of(at<uint8_t>(pe, there)), address_of(at<uint8_t>(pe, here)), bytes, to,
+                                              qp, 0, 0);
         }
     }
 
@@ -114,9 +126,12 @@ class RingJob : public Machine {
         for (size_t i = 0; i < Channels::kMetaInts; ++i) meta[i] = -Channels::meta_value(round, channel, pe, to, i) - 1;
         put(pe, at_.meta_in(channel, pe), at_.meta_out(channel, to), Channels::kMeta, to, channel);
         for (uint64_t sent = 0; sent < Channels::kTokens;) {
-            uint64_t n = std::min({1 + prng.below(Channels::kChunkMax), Channels::kTokens - sent, Channels::kSlots - sent % Channels::kSlots});
+            uint64_t n = std::min(
+                {1 + prng.below(Channels::kChunkMax), Channels::kTokens - sent, Channels::kSlots - sent % Channels::kSlots});
             poll(at<uint64_t>(pe, at_.head(channel, to)), [&](uint64_t head) { return Channels::kSlots - (sent - head) >= n; });
-            for (uint64_t i = 0; i < n; ++i) fill(at<uint8_t>(pe, at_.send(channel, to, sent + i)), Channels::kToken, Channels::key(round, channel, pe, to, sent + i));
+            for (uint64_t i = 0; i < n; ++i)
+                fill(at<uint8_t>(pe, at_.send(channel, to, sent + i)), Channels::kToken,
+                     Channels::key(round, channel, pe, to, sent + i));
             put(pe, at_.recv(channel, pe, sent), at_.send(channel, to, sent), n * Channels::kToken, to, channel);
             sent += n;
             nvshmemi_ibgda_amo_nonfetch_add(at<uint64_t>(pe, at_.tail(channel, pe)), static_cast<int>(n), to, channel, to == pe);
@@ -134,9 +149,11 @@ class RingJob : public Machine {
         for (uint64_t taken = 0; taken < Channels::kTokens;) {
             const uint64_t tail = poll(at<uint64_t>(pe, at_.tail(channel, from)), [&](uint64_t is) { return is > taken; });
             for (; taken < tail; ++taken)
-                check_bytes(*this, at<uint8_t>(pe, at_.recv(channel, from, taken)), Channels::kToken, Channels::key(round, channel, from, pe, taken), prng, "a chunk");
+                check_bytes(*this, at<uint8_t>(pe, at_.recv(channel, from, taken)), Channels::kToken,
+                            Channels::key(round, channel, from, pe, taken), prng, "a chunk");
             if (taken - credited < Channels::kChunkMax && taken < Channels::kTokens) continue;
-            nvshmemi_ibgda_amo_nonfetch_add(at<uint64_t>(pe, at_.head(channel, pe)), static_cast<int>(taken - credited), from, channel + Channels::kChannels, from == pe);
+            nvshmemi_ibgda_amo_nonfetch_add(at<uint64_t>(pe, at_.head(channel, pe)), static_cast<int>(taken - credited), from,
+                                            channel + Channels::kChannels, from == pe);
             credited = taken;
         }
     }
@@ -149,13 +166,16 @@ class RingJob : public Machine {
 }  // namespace
 
 TEST(tokens_are_there_when_their_tail_is_and_slots_are_used_again_only_with_credit) {
-    for (uint64_t seed = 1; seed <= 4; ++seed) RingJob({.n_pes = 2, .queues = 1 + static_cast<uint32_t>(seed % 2), .seed = seed, .faults = kRough}, 4).run();
+    for (uint64_t seed = 1; seed <= 4; ++seed)
+        RingJob({.n_pes = 2, .queues = 1 + static_cast<uint32_t>(seed % 2), .seed = seed, .faults = kRough}, 4).run();
     RingJob({.n_pes = 3, .rails = 2, .queues = 2, .seed = 4, .faults = kRough}, 2).run();
 }
 
 TEST(the_same_with_the_smallest_batches_windows_and_without_counters) {
     RingJob({.n_pes = 2, .max_batch = 1, .window = 2, .seed = 11, .faults = kRough}, 2).run();
-    RingJob({.n_pes = 2, .queues = 2, .max_batch = 4, .segment_bytes = 100, .seed = 12, .is_counting = false, .faults = kRough}, 2).run();
+    RingJob({.n_pes = 2, .queues = 2, .max_batch = 4, .segment_bytes = 100, .seed = 12, .is_counting = false, .faults = kRough},
+            2)
+        .run();
 }
 
 namespace {
@@ -184,7 +204,8 @@ TEST(warps_that_share_a_queue_pair_each_see_their_own_data_before_their_own_flag
             machine.warp(0, [&machine, source, i, key](soft::Prng& prng) {
                 for (int k = 1; k <= kRounds; ++k) {
                     fill(source, 200, key(k));
-                    nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest + i * 256)), address_of(source), 200, 1, 5, 0, k);
+                    nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest + i * 256)), address_of(source), 200, 1,
+                                                5, 0, k);
                     // Sometimes so late that the put is complete, and others find the queue idle.
                     for (uint64_t n = prng.below(4) ? 0 : prng.below(300); n > 0; --n) step();
                     nvshmemi_ibgda_amo_nonfetch_add(machine.at<int>(0, kWord + i * 8), 1, 1, 5);
@@ -206,7 +227,8 @@ TEST(warps_that_share_a_queue_pair_each_see_their_own_data_before_their_own_flag
 TEST(a_flag_waits_for_the_data_of_its_queue_pair_and_for_no_other) {
     run_alone({.faults = {}}, [](Machine& machine) {
         const auto put = [&machine](int qp) {
-            nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)), 64, 1, qp, 0, 0);
+            nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)),
+                                        64, 1, qp, 0, 0);
         };
         const GpuQueueState& queue = machine.rig.pe(0).queue_states[0];
         put(3);
@@ -226,7 +248,8 @@ TEST(a_put_counts_for_others_only_when_it_is_in_the_queue) {
     bool has_begun = false;
     machine.warp(0, [&](soft::Prng&) {
         const auto put = [&machine](int qp) {
-            nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)), 64, 1, qp, 0, 0);
+            nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)),
+                                        64, 1, qp, 0, 0);
         };
         put(kOtherQueue);
         CHECK_EQ(machine.rig.pe(0).queue_states[1].head, 1u);
@@ -254,7 +277,8 @@ TEST(quiet_waits_until_words_are_changed_and_not_only_until_requests_are_complet
             for (int i = 0; i < 3000; ++i) step();
             const DeviceState& state = machine.rig.state(0);
             AgentRecord record;
-            CHECK(device::make_record(state, address_of(machine.at<int>(0, kWord + 8)), {WordOp::kSet, WordType::kInteger, 4, 7, 0}, 1, false, &record));
+            CHECK(device::make_record(state, address_of(machine.at<int>(0, kWord + 8)),
+                                      {WordOp::kSet, WordType::kInteger, 4, 7, 0}, 1, false, &record));
             record.seq = seq;
             CHECK(device::post(state, 0, device::record_wqe(state, record, 0, 1), 1));
         });
@@ -285,11 +309,13 @@ TEST(a_barrier_also_waits_for_what_kernels_have_posted) {
             const int other = 1 - pe;
             for (int k = 1; k <= 20; ++k) {
                 fill(machine.at<uint8_t>(pe, kSource), 200, static_cast<uint64_t>(k));
-                nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(pe, kDest)), address_of(machine.at<uint8_t>(pe, kSource)), 200, other, k, 0, 0);
+                nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(pe, kDest)),
+                                            address_of(machine.at<uint8_t>(pe, kSource)), 200, other, k, 0, 0);
                 nvshmemi_ibgda_amo_nonfetch_add(machine.at<int>(pe, kWord), 1, other, k + 1);
                 deep_ep::nvshmemx_barrier_all_block();
                 CHECK_EQ(*machine.at<int>(pe, kWord), k);
-                for (size_t i = 0; i < 200; ++i) CHECK_EQ(machine.at<uint8_t>(pe, kDest)[i], pattern(static_cast<uint64_t>(k), i));
+                for (size_t i = 0; i < 200; ++i)
+                    CHECK_EQ(machine.at<uint8_t>(pe, kDest)[i], pattern(static_cast<uint64_t>(k), i));
                 ::nvshmemx_barrier_all_block();
             }
         });
@@ -312,7 +338,8 @@ TEST(kernels_are_told_when_there_are_no_queues_and_nothing_is_posted) {
         CHECK_EQ(ibgda_get_state()->num_devices_initialized, 1);
         machine.has_state = false;
         CHECK_EQ(ibgda_get_state()->num_rc_per_pe, 0);
-        nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)), 64, 1, 0, 0, 0);
+        nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)), 64, 1,
+                                    0, 0, 0);
         nvshmemi_ibgda_amo_nonfetch_add(machine.at<int>(0, kWord), 1, 1, 0);
         nvshmemi_ibgda_quiet(1, 0);
         CHECK_EQ(machine.rig.pe(0).queue_states[0].head, 0u);
@@ -331,7 +358,8 @@ TEST(no_flag_follows_data_that_could_not_be_posted) {
         nvshmemi_ibgda_amo_nonfetch_add(machine.at<int>(0, kWord), 1, 1, 0);
         nvshmemi_ibgda_quiet(1, 0);
         // A PE that is not there, and an odd address: an error record, and nothing else.
-        nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)), 64, 9, 0, 0, 0);
+        nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)), 64, 9,
+                                    0, 0, 0);
         nvshmemi_ibgda_amo_nonfetch_add(machine.at<int>(0, kWord), 1, -1, 0);
         nvshmemi_ibgda_quiet(9, 0);
     });
@@ -348,7 +376,8 @@ TEST(no_flag_follows_data_that_completed_with_an_error) {
         Machine machine({.is_counting = is_counting, .faults = {}});
         machine.rig.pe(0).rkeys[1] ^= 0x100;  // of PE 1's first chunk
         machine.warp(0, [&](soft::Prng&) {
-            nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)), 64, 1, 0, 0, 0);
+            nvshmemi_ibgda_put_nbi_warp(address_of(machine.at<uint8_t>(0, kDest)), address_of(machine.at<uint8_t>(0, kSource)),
+                                        64, 1, 0, 0, 0);
             nvshmemi_ibgda_amo_nonfetch_add(machine.at<int>(0, kWord), 1, 1, 0);
         });
         CHECK_OK(machine.run_failing());

@@ -42,7 +42,9 @@ uint64_t result_key(int call, int expert, int pe, int token) {
 class LowLatency : public Machine {
    public:
     LowLatency(const Options& options, int calls)
-        : Machine(options), routing_{options.seed, options.n_pes * kLocalExperts}, pes_(static_cast<size_t>(options.n_pes), PeMemory(routing_.n_experts)) {
+        : Machine(options),
+          routing_{options.seed, options.n_pes * kLocalExperts},
+          pes_(static_cast<size_t>(options.n_pes), PeMemory(routing_.n_experts)) {
         for (int pe = 0; pe < n_pes(); ++pe)
             for (int warp_number = 0; warp_number <= kWarps; ++warp_number)
                 warp(pe, [this, pe, warp_number, calls](soft::Prng& prng) {
@@ -87,7 +89,8 @@ class LowLatency : public Machine {
         if (near != 0) {
             std::copy_n(at<uint8_t>(pe, here), bytes, reinterpret_cast<uint8_t*>(near));
         } else {
-            nvshmemi_ibgda_put_nbi_warp(address_of(at<uint8_t>(pe, there)), address_of(at<uint8_t>(pe, here)), bytes, to, qp, 0, ordinal);
+            nvshmemi_ibgda_put_nbi_warp(address_of(at<uint8_t>(pe, there)), address_of(at<uint8_t>(pe, here)), bytes, to, qp, 0,
+                                        ordinal);
         }
     }
     void add_flag(int pe, size_t word_at, int value, int to, int qp) {
@@ -119,8 +122,8 @@ class LowLatency : public Machine {
                 const int expert = routing_.expert(call, pe, token, k);
                 if (expert < 0) continue;
                 const auto slot = order::fetch_add_relaxed_gpu(&mine(pe).slots[static_cast<size_t>(expert)], 1);
-                put(pe, in(0, token_place(expert % kLocalExperts, pe, static_cast<int>(slot))), out(0, token), kMessage, expert / kLocalExperts,
-                    expert % kLocalExperts, static_cast<int>(slot));
+                put(pe, in(0, token_place(expert % kLocalExperts, pe, static_cast<int>(slot))), out(0, token), kMessage,
+                    expert / kLocalExperts, expert % kLocalExperts, static_cast<int>(slot));
                 __atomic_fetch_add(&mine(pe).issued[static_cast<size_t>(expert)], 1, __ATOMIC_RELEASE);
                 for (uint64_t i = prng.below(50); i > 0; --i) step();
             }
@@ -179,7 +182,8 @@ class LowLatency : public Machine {
             for (int k = 0; k < kTopk; ++k) {
                 const int expert = routing_.expert(call, pe, token, k);
                 if (expert < 0) continue;
-                check_bytes(*this, at<uint8_t>(pe, in(1, result_place(expert, token))), kToken, result_key(call, expert, pe, token), prng, "a result");
+                check_bytes(*this, at<uint8_t>(pe, in(1, result_place(expert, token))), kToken,
+                            result_key(call, expert, pe, token), prng, "a result");
             }
     }
 
@@ -190,13 +194,16 @@ class LowLatency : public Machine {
 }  // namespace
 
 TEST(tokens_are_there_when_they_are_counted_and_results_when_they_are_flagged) {
-    for (uint64_t seed = 1; seed <= 4; ++seed) LowLatency({.n_pes = 2, .queues = 1 + static_cast<uint32_t>(seed % 2), .seed = seed, .faults = kRough}, 25).run();
+    for (uint64_t seed = 1; seed <= 4; ++seed)
+        LowLatency({.n_pes = 2, .queues = 1 + static_cast<uint32_t>(seed % 2), .seed = seed, .faults = kRough}, 25).run();
     LowLatency({.n_pes = 3, .rails = 2, .queues = 2, .seed = 5, .faults = kRough}, 25).run();
 }
 
 TEST(the_same_with_the_smallest_batches_windows_and_without_counters) {
     LowLatency({.n_pes = 2, .max_batch = 1, .window = 2, .seed = 11, .faults = kRough}, 12).run();
-    LowLatency({.n_pes = 3, .queues = 3, .max_batch = 4, .segment_bytes = 50, .seed = 12, .is_counting = false, .faults = kRough}, 12).run();
+    LowLatency({.n_pes = 3, .queues = 3, .max_batch = 4, .segment_bytes = 50, .seed = 12, .is_counting = false, .faults = kRough},
+               12)
+        .run();
 }
 
 TEST(the_same_where_one_pe_is_near) {

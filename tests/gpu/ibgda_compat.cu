@@ -71,16 +71,20 @@ __device__ void send_chunks(const Rings& r, int channel, int channels, int to, i
         uint64_t n = 1 + r.key(channel, r.me, to, sent) % Rings::kChunkMax;
         n = min(n, min(r.tokens - sent, Rings::kSlots - sent % Rings::kSlots));
         uint64_t head = 0;
-        const bool is_good = poll(r.head + r.pair(channel, to), r.trouble, &head, [&](uint64_t is) { return Rings::kSlots - (sent - is) >= n; });
+        const bool is_good =
+            poll(r.head + r.pair(channel, to), r.trouble, &head, [&](uint64_t is) { return Rings::kSlots - (sent - is) >= n; });
         if (__any_sync(0xffffffffu, !is_good)) return;
-        for (uint64_t i = 0; i < n; ++i) fill_token(r.slot(to == r.me ? r.recv : r.send, channel, to, sent + i), r.key(channel, r.me, to, sent + i), lane);
+        for (uint64_t i = 0; i < n; ++i)
+            fill_token(r.slot(to == r.me ? r.recv : r.send, channel, to, sent + i), r.key(channel, r.me, to, sent + i), lane);
         if (to == r.me) __threadfence_system();
         __syncwarp();
         if (to != r.me)
             nvshmemi_ibgda_put_nbi_warp<true>(reinterpret_cast<uint64_t>(r.slot(r.recv, channel, r.me, sent)),
-                                              reinterpret_cast<uint64_t>(r.slot(r.send, channel, to, sent)), n * kToken, to, channel, lane, 0);
+                                              reinterpret_cast<uint64_t>(r.slot(r.send, channel, to, sent)), n * kToken, to,
+                                              channel, lane, 0);
         sent += n;
-        if (lane == 0) nvshmemi_ibgda_amo_nonfetch_add(r.tail + r.pair(channel, r.me), static_cast<int>(n), to, channel, to == r.me);
+        if (lane == 0)
+            nvshmemi_ibgda_amo_nonfetch_add(r.tail + r.pair(channel, r.me), static_cast<int>(n), to, channel, to == r.me);
         __syncwarp();
     }
 }
@@ -98,17 +102,22 @@ __device__ void receive_chunks(const Rings& r, int channel, int channels, int fr
             return;
         }
         __threadfence_system();  // acquire of what lane 0 has seen, which may be more than ours
-        for (; taken < tail; ++taken) check_token(r.slot(r.recv, channel, from, taken), r.key(channel, from, r.me, taken), taken, lane, r.trouble);
+        for (; taken < tail; ++taken)
+            check_token(r.slot(r.recv, channel, from, taken), r.key(channel, from, r.me, taken), taken, lane, r.trouble);
         if (taken - credited < Rings::kChunkMax && taken < r.tokens) continue;
-        for (uint64_t i = credited; i < taken; ++i) check_token(r.slot(r.recv, channel, from, i), r.key(channel, from, r.me, i), 1ull << 40 | i, lane, r.trouble);
+        for (uint64_t i = credited; i < taken; ++i)
+            check_token(r.slot(r.recv, channel, from, i), r.key(channel, from, r.me, i), 1ull << 40 | i, lane, r.trouble);
         __syncwarp();
-        if (lane == 0) nvshmemi_ibgda_amo_nonfetch_add(r.head + r.pair(channel, r.me), static_cast<int>(taken - credited), from, channel + channels, from == r.me);
+        if (lane == 0)
+            nvshmemi_ibgda_amo_nonfetch_add(r.head + r.pair(channel, r.me), static_cast<int>(taken - credited), from,
+                                            channel + channels, from == r.me);
         credited = taken;
     }
 }
 
 __global__ void ring_kernel(Rings r) {
-    const int channel = static_cast<int>(blockIdx.x), channels = static_cast<int>(gridDim.x), warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+    const int channel = static_cast<int>(blockIdx.x), channels = static_cast<int>(gridDim.x),
+              warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
     const auto state = ibgda_get_state();
     if (state->num_rc_per_pe < 2 * channels) {
         report(r.trouble, kValueWrong, 0, static_cast<uint64_t>(2 * channels), static_cast<uint64_t>(state->num_rc_per_pe));
@@ -121,17 +130,18 @@ __global__ void ring_kernel(Rings r) {
 __global__ void quiet_kernel(int me, int npes) {
     const auto state = ibgda_get_state();
     const int qps = state->num_rc_per_pe * state->num_devices_initialized;
-    for (int i = static_cast<int>(threadIdx.x); i < qps * (npes - 1); i += static_cast<int>(blockDim.x)) nvshmemi_ibgda_quiet((i / qps + me + 1) % npes, i % qps);
+    for (int i = static_cast<int>(threadIdx.x); i < qps * (npes - 1); i += static_cast<int>(blockDim.x))
+        nvshmemi_ibgda_quiet((i / qps + me + 1) % npes, i % qps);
 }
 
 // ---- low latency: tokens and counts (half 0), results and flags (half 1) ----
 
 struct Exchange {
     static constexpr int kLocalExperts = 8, kTopk = 4, kMessage = 16 + kToken;
-    char* out[2];  // half 0: [token]; half 1: [(local expert * npes + pe) * tokens + token]
-    char* in[2];   // half 0: [(local expert * npes + source) * tokens + slot]; half 1: [expert * tokens + token]
-    int* words[2];      // half 0: [local expert * npes + source]; half 1: [expert]
-    unsigned* slots;    // [expert]: of this call; this GPU's, as the rest
+    char* out[2];     // half 0: [token]; half 1: [(local expert * npes + pe) * tokens + token]
+    char* in[2];      // half 0: [(local expert * npes + source) * tokens + slot]; half 1: [expert * tokens + token]
+    int* words[2];    // half 0: [local expert * npes + source]; half 1: [expert]
+    unsigned* slots;  // [expert]: of this call; this GPU's, as the rest
     unsigned* issued;
     unsigned* cleaned;  // kernels of either kind that have cleaned
     uint64_t seed;
@@ -140,9 +150,11 @@ struct Exchange {
 
     __device__ int experts() const { return kLocalExperts * npes; }
     __device__ int expert(int pe, int token, int k) const {
-        const uint64_t draw = mix2(seed + static_cast<uint64_t>(call), static_cast<uint64_t>(pe) << 32 | static_cast<uint64_t>(token));
+        const uint64_t draw =
+            mix2(seed + static_cast<uint64_t>(call), static_cast<uint64_t>(pe) << 32 | static_cast<uint64_t>(token));
         if (draw % 16 == static_cast<uint64_t>(k)) return -1;
-        return static_cast<int>(((draw >> 8) % static_cast<uint64_t>(experts()) + static_cast<uint64_t>(k)) % static_cast<uint64_t>(experts()));
+        return static_cast<int>(((draw >> 8) % static_cast<uint64_t>(experts()) + static_cast<uint64_t>(k)) %
+                                static_cast<uint64_t>(experts()));
     }
     __device__ bool has(int pe, int token, int which) const {
         bool found = false;
@@ -154,14 +166,19 @@ struct Exchange {
         for (int token = 0; token < tokens; ++token) n += has(pe, token, which);
         return n;
     }
-    __device__ uint64_t token_key(int pe, int token) const { return mix2(seed * 3 + static_cast<uint64_t>(call), static_cast<uint64_t>(pe * 65536 + token)); }
-    __device__ uint64_t result_key(int which, int pe, int token) const { return mix2(token_key(pe, token), static_cast<uint64_t>(which)); }
+    __device__ uint64_t token_key(int pe, int token) const {
+        return mix2(seed * 3 + static_cast<uint64_t>(call), static_cast<uint64_t>(pe * 65536 + token));
+    }
+    __device__ uint64_t result_key(int which, int pe, int token) const {
+        return mix2(token_key(pe, token), static_cast<uint64_t>(which));
+    }
 };
 
 __device__ void move(const Exchange& x, char* there, char* here, size_t bytes, int to, int qp, int lane, int ordinal) {
     const uint64_t near = nvshmemi_get_p2p_ptr(reinterpret_cast<uint64_t>(there), x.me, to);
     if (near == 0) {
-        nvshmemi_ibgda_put_nbi_warp(reinterpret_cast<uint64_t>(there), reinterpret_cast<uint64_t>(here), bytes, to, qp, lane, ordinal);
+        nvshmemi_ibgda_put_nbi_warp(reinterpret_cast<uint64_t>(there), reinterpret_cast<uint64_t>(here), bytes, to, qp, lane,
+                                    ordinal);
     } else {
         for (size_t i = static_cast<size_t>(lane); i < bytes; i += 32) reinterpret_cast<char*>(near)[i] = here[i];
         __threadfence_system();
@@ -215,13 +232,15 @@ __global__ void send_tokens(Exchange x) {
         const unsigned n = x.count(x.me, expert);
         unsigned seen = 0;
         if (!poll(x.issued + expert, x.trouble, &seen, [n](unsigned is) { return is == n; }) || !wait_for_clean(x, 0)) return;
-        flag(x, x.words[0] + expert % Exchange::kLocalExperts * x.npes + x.me, -static_cast<int>(n) - 1, expert / Exchange::kLocalExperts, expert % Exchange::kLocalExperts);
+        flag(x, x.words[0] + expert % Exchange::kLocalExperts * x.npes + x.me, -static_cast<int>(n) - 1,
+             expert / Exchange::kLocalExperts, expert % Exchange::kLocalExperts);
     }
 }
 
 __global__ void receive_tokens(Exchange x) {
     const int lane = static_cast<int>(threadIdx.x % 32), warps = static_cast<int>(gridDim.x * blockDim.x / 32);
-    for (int group = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32); group < Exchange::kLocalExperts * x.npes; group += warps) {
+    for (int group = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32); group < Exchange::kLocalExperts * x.npes;
+         group += warps) {
         const int local = group / x.npes, from = group % x.npes, expert = x.me * Exchange::kLocalExperts + local;
         int word = 0;
         const bool is_good = poll(x.words[0] + group, x.trouble, &word, [](int is) { return is != 0; });
@@ -234,7 +253,8 @@ __global__ void receive_tokens(Exchange x) {
         for (unsigned slot = 0; slot < n; ++slot) {
             const char* message = x.in[0] + (static_cast<size_t>(group) * x.tokens + slot) * Exchange::kMessage;
             const int token = *reinterpret_cast<const volatile int*>(message);
-            if (token < 0 || token >= x.tokens || !x.has(from, token, expert)) report(x.trouble, kValueWrong, static_cast<uint64_t>(slot), 0, static_cast<uint64_t>(token));
+            if (token < 0 || token >= x.tokens || !x.has(from, token, expert))
+                report(x.trouble, kValueWrong, static_cast<uint64_t>(slot), 0, static_cast<uint64_t>(token));
             else check_token(message + 16, x.token_key(from, token), static_cast<uint64_t>(token), lane, x.trouble);
         }
     }
@@ -244,7 +264,8 @@ __global__ void receive_tokens(Exchange x) {
 __global__ void send_results(Exchange x) {
     const int lane = static_cast<int>(threadIdx.x % 32), warps = static_cast<int>(blockDim.x / 32);
     clean(x, 1);
-    for (int group = static_cast<int>(blockIdx.x); group < Exchange::kLocalExperts * x.npes; group += static_cast<int>(gridDim.x)) {
+    for (int group = static_cast<int>(blockIdx.x); group < Exchange::kLocalExperts * x.npes;
+         group += static_cast<int>(gridDim.x)) {
         const int local = group / x.npes, to = group % x.npes, expert = x.me * Exchange::kLocalExperts + local;
         for (int token = static_cast<int>(threadIdx.x / 32); token < x.tokens; token += warps) {
             if (!x.has(to, token, expert)) continue;
@@ -262,13 +283,16 @@ __global__ void receive_results(Exchange x) {
     const int lane = static_cast<int>(threadIdx.x % 32), warps = static_cast<int>(gridDim.x * blockDim.x / 32);
     for (int expert = static_cast<int>(threadIdx.x); expert < x.experts(); expert += static_cast<int>(blockDim.x)) {
         int word = 0;
-        if (poll(x.words[1] + expert, x.trouble, &word, [](int is) { return is != 0; }) && word != 1) report(x.trouble, kValueWrong, static_cast<uint64_t>(expert), 1, static_cast<uint64_t>(word));
+        if (poll(x.words[1] + expert, x.trouble, &word, [](int is) { return is != 0; }) && word != 1)
+            report(x.trouble, kValueWrong, static_cast<uint64_t>(expert), 1, static_cast<uint64_t>(word));
     }
     __syncthreads();
     for (int token = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32); token < x.tokens; token += warps)
         for (int k = 0; k < Exchange::kTopk; ++k) {
             const int expert = x.expert(x.me, token, k);
-            if (expert >= 0) check_token(x.in[1] + (static_cast<size_t>(expert) * x.tokens + token) * kToken, x.result_key(expert, x.me, token), static_cast<uint64_t>(token), lane, x.trouble);
+            if (expert >= 0)
+                check_token(x.in[1] + (static_cast<size_t>(expert) * x.tokens + token) * kToken,
+                            x.result_key(expert, x.me, token), static_cast<uint64_t>(token), lane, x.trouble);
         }
 }
 
@@ -301,7 +325,8 @@ Options parse(int argc, char** argv) {
         else die(kExitUsage, "ibgda_compat: unknown argument %s", argv[i]);
     }
     const Job& job = options.job;
-    if (job.npes < 1 || job.npes > 16 || job.pe < 0 || job.pe >= job.npes || job.dir.empty() || options.channels < 1 || options.tokens < 1)
+    if (job.npes < 1 || job.npes > 16 || job.pe < 0 || job.pe >= job.npes || job.dir.empty() || options.channels < 1 ||
+        options.tokens < 1)
         die(kExitUsage, "ibgda_compat: bad --pe, --npes (1 to 16), --dir, --channels or --tokens");
     return options;
 }
@@ -317,8 +342,8 @@ void check(const Job& job, const Device<Trouble>& trouble, const std::string& wh
     }
     nvshmem_quiet();  // the host names the error that a record holds
     char text[256];
-    snprintf(text, sizeof text, "%u wrong, %u time-outs; first: kind %u at 0x%llx: expected 0x%llx, got 0x%llx", found.count, found.timeouts, found.what,
-             found.where, found.wanted, found.found);
+    snprintf(text, sizeof text, "%u wrong, %u time-outs; first: kind %u at 0x%llx: expected 0x%llx, got 0x%llx", found.count,
+             found.timeouts, found.what, found.where, found.wanted, found.found);
     event("case", "\"case\":" + quoted(where) + ",\"status\":\"fail\",\"detail\":" + quoted(text));
     fflush(stdout);
     _exit(kExitCaseFailed);  // others may wait for us in vain: the launcher ends them
@@ -326,20 +351,25 @@ void check(const Job& job, const Device<Trouble>& trouble, const std::string& wh
 
 void run_rings(const Options& options) {
     const Job& job = options.job;
-    const size_t pairs = static_cast<size_t>(options.channels) * static_cast<size_t>(job.npes), bytes = pairs * Rings::kSlots * kToken;
+    const size_t pairs = static_cast<size_t>(options.channels) * static_cast<size_t>(job.npes),
+                 bytes = pairs * Rings::kSlots * kToken;
     Symmetric<char> send(bytes), recv(bytes);
     Symmetric<uint64_t> head(pairs), tail(pairs);
     Device<Trouble> trouble(1);
     for (int call = 0; call < options.calls; ++call) {
-        Rings r{send.get(), recv.get(), head.get(), tail.get(), job.seed * 1000 + static_cast<uint64_t>(call), 200, job.pe, job.npes, trouble.get()};
+        Rings r{send.get(), recv.get(), head.get(), tail.get(),   job.seed * 1000 + static_cast<uint64_t>(call),
+                200,        job.pe,     job.npes,   trouble.get()};
         void* arguments[] = {&r};
-        launch_together(job, reinterpret_cast<const void*>(ring_kernel), dim3(static_cast<unsigned>(options.channels)), dim3(static_cast<unsigned>(64 * job.npes)), arguments);
+        launch_together(job, reinterpret_cast<const void*>(ring_kernel), dim3(static_cast<unsigned>(options.channels)),
+                        dim3(static_cast<unsigned>(64 * job.npes)), arguments);
         quiet_kernel<<<1, 512, 0, job.stream>>>(job.pe, job.npes);
         LAUNCH_CHECK();
         check(job, trouble, "chunks, tails and credits", call + 1 == options.calls);
         meet(job, "rings: all quiet");
-        for (const uint64_t word : head.read()) if (word != r.tokens) die(kExitCaseFailed, "call %d: a head is %llu", call, static_cast<unsigned long long>(word));
-        for (const uint64_t word : tail.read()) if (word != r.tokens) die(kExitCaseFailed, "call %d: a tail is %llu", call, static_cast<unsigned long long>(word));
+        for (const uint64_t word : head.read())
+            if (word != r.tokens) die(kExitCaseFailed, "call %d: a head is %llu", call, static_cast<unsigned long long>(word));
+        for (const uint64_t word : tail.read())
+            if (word != r.tokens) die(kExitCaseFailed, "call %d: a tail is %llu", call, static_cast<unsigned long long>(word));
         CUDA_CHECK(cudaMemset(head.get(), 0, head.bytes()));
         CUDA_CHECK(cudaMemset(tail.get(), 0, tail.bytes()));
         CUDA_CHECK(cudaDeviceSynchronize());
@@ -350,14 +380,25 @@ void run_rings(const Options& options) {
 void run_exchange(const Options& options) {
     const Job& job = options.job;
     const size_t tokens = static_cast<size_t>(options.tokens), experts = static_cast<size_t>(Exchange::kLocalExperts * job.npes);
-    Symmetric<char> out0(tokens * Exchange::kMessage), in0(experts * tokens * Exchange::kMessage), out1(experts * tokens * kToken), in1(experts * tokens * kToken);
+    Symmetric<char> out0(tokens * Exchange::kMessage), in0(experts * tokens * Exchange::kMessage),
+        out1(experts * tokens * kToken), in1(experts * tokens * kToken);
     Symmetric<int> words0(experts), words1(experts);
     Device<unsigned> slots(experts), issued(experts), cleaned(1);
     Device<Trouble> trouble(1);
     const dim3 grid(32), block(256);
     for (int call = 0; call < options.calls; ++call) {
-        Exchange x{{out0.get(), out1.get()}, {in0.get(), in1.get()}, {words0.get(), words1.get()}, slots.get(), issued.get(), cleaned.get(),
-                   job.seed, call, options.tokens, job.pe, job.npes, trouble.get()};
+        Exchange x{{out0.get(), out1.get()},
+                   {in0.get(), in1.get()},
+                   {words0.get(), words1.get()},
+                   slots.get(),
+                   issued.get(),
+                   cleaned.get(),
+                   job.seed,
+                   call,
+                   options.tokens,
+                   job.pe,
+                   job.npes,
+                   trouble.get()};
         void* arguments[] = {&x};
         CUDA_CHECK(cudaMemsetAsync(slots.get(), 0, experts * sizeof(unsigned), job.stream));
         CUDA_CHECK(cudaMemsetAsync(issued.get(), 0, experts * sizeof(unsigned), job.stream));
