@@ -39,6 +39,9 @@ Status GpuLane::open(const Knobs& knobs, ConnectedQueues& queues) {
     queues_per_rail_ = queues_.size() / job_.n_rails;
     lay_out();
     EFA_TRY(PosterMemory::create(queues.posters, layout_.end, layout_.live_end, static_cast<int64_t>(job_.timeout_ms), &memory_));
+    uint64_t ticks = 0;
+    EFA_TRY(memory_->ticks_per_ms(&ticks));
+    wait_ticks_ = ticks * job_.timeout_ms;
     EFA_TRY(map_host_memory(queues));
     std::vector<uint8_t> image(layout_.end, 0);
     EFA_TRY(fill_state(knobs, &image));
@@ -116,9 +119,7 @@ Status GpuLane::describe_queue(size_t index, GpuQueue* queue, GpuQueueState* sta
     queue->cq_entries = view.cq_entries_at_gpu;
     queue->cq_depth = view.cq_depth;
     queue->cq_entry_bytes = view.cq_entry_bytes;
-    uint64_t ticks = 0;
-    EFA_TRY(memory_->ticks_per_ms(&ticks));
-    queue->wait_ticks = ticks * job_.timeout_ms;
+    queue->wait_ticks = wait_ticks_;
     queue->qp_num = view.qp_num;
     queue->depth = view.depth;
     queue->max_batch = view.max_batch;
@@ -176,7 +177,7 @@ Status GpuLane::fill_state(const Knobs& knobs, std::vector<uint8_t>* image) {
     state.reply_busy = memory_->at<uint32_t>(layout_.reply_busy);
     state.segment_bytes = std::min(job_.segment_bytes, kSegmentMax);
     state.stripe_bytes = job_.stripe_bytes;
-    state.wait_ticks = queues[0].wait_ticks;
+    state.wait_ticks = wait_ticks_;
     state.chunks = memory_->at<const DeviceChunk>(layout_.chunks);
     state.lkeys = memory_->at<const uint32_t>(layout_.lkeys);
     state.remote_bases = memory_->at<const uint64_t>(layout_.remote_bases);

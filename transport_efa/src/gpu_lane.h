@@ -91,6 +91,7 @@ class GpuLane {
     std::vector<Nic*> nics_;
     std::vector<Queue> queues_;
     size_t queues_per_rail_ = 0;
+    uint64_t wait_ticks_ = 0;
     Layout layout_{};
     std::unique_ptr<PosterMemory> memory_;
     const uint64_t* acks_ = nullptr;    // as the host sees them
