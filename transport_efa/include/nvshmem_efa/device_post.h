@@ -175,17 +175,24 @@ NVSHMEM_EFA_COLD inline bool settle(const DeviceState& state, uint32_t pe) {
     DeviceShared& shared = *state.shared;
     const uint64_t arrivals = order::load_acquire_gpu(&shared.arrivals);  // pairs with note_arrival()
     if (!drain_queues(state, pe)) return false;
-    order::max_release_gpu(&shared.settled, arrivals);  // pairs with the load in may_post()
+    order::max_release_gpu(&shared.settled, arrivals);  // pairs with the load in gate_load()
     return true;
 }
 
-// Whether the caller's next request may go out; waits while it may not. False: a deadline has passed or a queue failed.
-NVSHMEM_EFA_HD inline bool may_post(const DeviceState& state, uint32_t pe) {
-    const DeviceShared& shared = *state.shared;
-    // Relaxed on the GPU: an arrival that concerns the caller's request is one that it knows of.
-    const uint64_t settled = order::load_before_branch_gpu(&shared.settled);
-    const uint64_t arrivals = order::load_before_branch_gpu(&shared.arrivals);
-    return settled >= arrivals || settle(state, pe);
+// What a call must know before its first request goes out. It is loaded when the call begins, so that the way to memory
+// and back is over when it is looked at.
+struct Gate {
+    uint64_t settled;
+    uint64_t arrivals;
+};
+// Relaxed on the GPU: an arrival that concerns the caller's request is one that it knows of.
+NVSHMEM_EFA_HD inline Gate gate_load(const DeviceState& state) {
+    const uint64_t settled = order::load_before_branch_gpu(&state.shared->settled);
+    return {settled, order::load_before_branch_gpu(&state.shared->arrivals)};
+}
+// Waits until the call's requests may go out. False: a deadline has passed or a queue failed.
+NVSHMEM_EFA_HD inline bool gate_pass(const DeviceState& state, const Gate& gate, uint32_t pe) {
+    return gate.settled >= gate.arrivals || settle(state, pe);
 }
 
 // ---- posting ----
@@ -197,8 +204,8 @@ __device__ inline SomeLanes posters_here(const GpuQueue* queue) { return lanes_w
 NVSHMEM_EFA_HD inline OneThread posters_here(const GpuQueue*) { return {}; }
 #endif
 
+// Pre, of both: the call has passed its gate.
 NVSHMEM_EFA_HD inline bool post(const DeviceState& state, uint32_t index, const SendWqe& wqe, uint32_t pe) {
-    if (!may_post(state, pe)) return false;
     const GpuQueue queue = state.queues[index];  // a copy: every fence below would have it loaded again
     return shared_post(queue, posters_here(state.queues + index), wqe, pe);
 }
@@ -233,7 +240,6 @@ NVSHMEM_EFA_HD inline bool shared_post_two(const GpuQueue& queue, const Group& g
 
 NVSHMEM_EFA_HD inline bool post_two(const DeviceState& state, uint32_t index, const SendWqe& first, const SendWqe& second,
                                     uint32_t pe) {
-    if (!may_post(state, pe)) return false;
     const GpuQueue queue = state.queues[index];
     return shared_post_two(queue, posters_here(state.queues + index), first, second, pe);
 }
@@ -278,6 +284,7 @@ NVSHMEM_EFA_HD inline SendWqe piece_wqe(const DeviceState& state, SendOpcode opc
 NVSHMEM_EFA_HD inline bool transfer(const DeviceState& state, SendOpcode opcode, uint64_t there, uint64_t here, uint64_t bytes,
                                     int pe, uint32_t poster, bool is_spread) {
     if (!pe_is_good(state, pe, there)) return false;
+    const Gate gate = gate_load(state);
     uint64_t limit = state.segment_bytes;
     const bool is_striped = is_spread && state.n_rails > 1 && bytes >= 2 * state.stripe_bytes;
     if (is_striped) {
@@ -287,10 +294,11 @@ NVSHMEM_EFA_HD inline bool transfer(const DeviceState& state, SendOpcode opcode,
         if (stripe < limit) limit = stripe;
     }
     for (uint32_t step = 0; bytes != 0; ++step) {
-        Piece piece;
+        Piece piece{};
         if (!cut_piece(state, there, here, bytes, limit, static_cast<uint32_t>(pe), &piece)) return false;
         const Route route = route_of(state, poster, is_striped ? step : 0);
         const SendWqe wqe = piece_wqe(state, opcode, piece, route.rail, static_cast<uint32_t>(pe));
+        if (step == 0 && !gate_pass(state, gate, static_cast<uint32_t>(pe))) return false;
         if (!post(state, route.queue, wqe, static_cast<uint32_t>(pe))) return false;
         there += piece.bytes;
         here += piece.bytes;

@@ -49,9 +49,11 @@ NVSHMEM_EFA_COLD inline bool wait_for_acks(const DeviceState& state, uint32_t pe
 // wait for numbers, so that the two never wait for each other.
 NVSHMEM_EFA_HD inline bool take_number(const DeviceState& state, uint32_t pe, uint32_t* seq) {
     DevicePeer& peer = state.peers[pe];
-    if (order::load_relaxed_gpu(&peer.failed) != 0) return false;
+    // Three loads on their way together. A number that is drawn from a failed peer is missed by nobody.
     *seq = order::fetch_add_relaxed_gpu(&peer.next_seq, 1);
+    const uint32_t has_failed = order::load_relaxed_gpu(&peer.failed);
     const auto acked = static_cast<uint32_t>(order::load_before_branch_gpu(&peer.acked));
+    if (has_failed != 0) return false;
     const bool is_good = *seq - acked < state.window || wait_for_acks(state, pe, *seq - state.window + 1, DeviceWait::kWindow);
     // Counted behind the number: pairs with the load in quiet_records(), which looks at numbers after the count.
     order::add_behind_branch_gpu(&state.shared->records, 1);
@@ -95,7 +97,8 @@ NVSHMEM_EFA_HD inline bool make_record(const DeviceState& state, uint64_t addr, 
 // Posts a record by itself. False: nothing more may go to the PE. A call, as the next: programs have many atomics, and
 // each would be a copy of all posting code.
 NVSHMEM_EFA_COLD inline bool post_record(const DeviceState& state, AgentRecord record, uint32_t pe, uint32_t poster) {
-    if (!take_number(state, pe, &record.seq)) return fail_peer(state, pe);
+    const Gate gate = gate_load(state);
+    if (!take_number(state, pe, &record.seq) || !gate_pass(state, gate, pe)) return fail_peer(state, pe);
     const Route route = route_of(state, poster);
     return post(state, route.queue, record_wqe(state, record, route.rail, pe), pe) || fail_peer(state, pe);
 }
@@ -138,7 +141,9 @@ NVSHMEM_EFA_COLD inline bool fetch_word(const DeviceState& state, uint64_t addr,
     AgentRecord record;
     if (!make_record(state, addr, call, pe, true, &record)) return false;
     const auto at = static_cast<uint32_t>(pe);
+    const Gate gate = gate_load(state);
     if (!take_number(state, at, &record.seq) || !take_reply_place(state, at, record.seq)) return fail_peer(state, at);
+    if (!gate_pass(state, gate, at)) return fail_peer(state, at);
     const Route route = route_of(state, poster_number());
     if (!post(state, route.queue, record_wqe(state, record, route.rail, at), at)) return fail_peer(state, at);
     if (!wait_for_reply(state, at, record.seq, value)) return fail_peer(state, at);

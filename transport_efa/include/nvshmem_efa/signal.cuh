@@ -20,7 +20,8 @@ NVSHMEM_EFA_HD inline WordCall signal_call(SignalOp op, uint64_t value) {
 NVSHMEM_EFA_HD inline bool signal_by_count(const DeviceState& state, const Piece* pieces, uint32_t n, AgentRecord& record,
                                            uint32_t pe, uint32_t poster) {
     const Route route = route_of(state, poster);
-    if (!take_number(state, pe, &record.seq)) return fail_peer(state, pe);
+    const Gate gate = gate_load(state);
+    if (!take_number(state, pe, &record.seq) || !gate_pass(state, gate, pe)) return fail_peer(state, pe);
     record.n_writes = static_cast<uint16_t>(n);
     SendWqe last = piece_wqe(state, SendOpcode::kRdmaWrite, pieces[0], route.rail, pe);
     wqe_set_immediate(last, record.seq);
@@ -51,7 +52,7 @@ NVSHMEM_EFA_HD inline bool put_signal_nbi(const DeviceState& state, void* dest, 
     const uint32_t poster = device::poster_number();
     if (bytes == 0) return device::post_record(state, record, at, poster);
     if ((state.flags & (kCountByImmediate | kGatedSignals)) == kCountByImmediate) {
-        device::Piece pieces[kImmediatesPerRecord];
+        device::Piece pieces[kImmediatesPerRecord]{};
         uint64_t done = 0;
         uint32_t n = 0;
         for (; n < kImmediatesPerRecord && done < bytes; ++n) {
