@@ -194,8 +194,9 @@ void run_alone(const Options& options, const std::function<void(Machine&)>& body
 }  // namespace
 
 TEST(warps_that_share_a_queue_pair_each_see_their_own_data_before_their_own_flag) {
-    constexpr int kRounds = 300;
-    for (uint64_t seed = 1; seed <= 8; ++seed) {
+    constexpr int kRounds = 1500;
+    // A put that is counted between a drain's last look and its note of it is rare: seed 7 has one, as the code is now.
+    for (uint64_t seed = 6; seed <= 8; ++seed) {
         Machine machine({.n_pes = 2, .depth = 16, .seed = seed, .faults = kRough});
         for (size_t i = 0; i < 3; ++i) {
             const auto key = [i](int k) { return i * 100 + static_cast<uint64_t>(k); };
@@ -209,6 +210,8 @@ TEST(warps_that_share_a_queue_pair_each_see_their_own_data_before_their_own_flag
                     // Sometimes so late that the put is complete, and others find the queue idle.
                     for (uint64_t n = prng.below(4) ? 0 : prng.below(300); n > 0; --n) step();
                     nvshmemi_ibgda_amo_nonfetch_add(machine.at<int>(0, kWord + i * 8), 1, 1, 5);
+                    // Not only seen in order: the flag was not sent before.
+                    CHECK(std::equal(source, source + 200, machine.at<uint8_t>(1, kDest + i * 256)));
                     poll(machine.at<int>(0, kWord + i * 8 + 4), [k](int is) { return is == k; });
                 }
             });
