@@ -341,14 +341,14 @@ TEST(a_box_written_again_on_its_readers_word_never_shows_old_bytes) {
     Job job(2, knobs, sizeof(Heap));
     job.on_all([&](int pe) { job.add_chunk(pe, 0, sizeof(Heap)); });
     constexpr uint64_t kMessages = 300;
-    constexpr size_t kBytes = 100;
+    constexpr size_t kBytes = 100, kSourceBytes = 128, kSources = sizeof(Corner::cells[1]) / kSourceBytes;
     job.on_all([&](int pe) {
         const DeviceState& state = *job.pes[static_cast<size_t>(pe)].state;
         Corner& corner = reinterpret_cast<Heap*>(job.pes[static_cast<size_t>(pe)].at(0))->corners[0];
         for (uint64_t number = 1; number <= kMessages; ++number) {
             if (pe == 0) {
-                if (number % 32 == 0) CHECK(quiet(state));  // sources are free after quiet alone
-                uint8_t* const source = corner.cells[1][0] + number % 32 * 128;
+                if (number % kSources == 0) CHECK(quiet(state));  // sources are free after quiet alone
+                uint8_t* const source = corner.cells[1][0] + number % kSources * kSourceBytes;
                 fill(source, kBytes, 5, number);
                 CHECK(put_signal_nbi(state, corner.boxes[0][0], source, kBytes, &corner.arrived[0], number, SignalOp::kSet, 1));
                 CHECK(wait_until(state, &corner.credits[1], Cmp::kGe, number));
