@@ -209,7 +209,8 @@ NVSHMEM_EFA_COLD inline bool shared_quiet(GpuQueue queue, uint32_t pe) {
         // release of `completed` by whoever read the counter: the payloads are placed.
         const auto completed = static_cast<uint32_t>(order::load_acquire_gpu(&queue.state->completed));
         const uint32_t head = order::load_relaxed_gpu(&queue.state->head);
-        if (completed == head) return true;
+        // Another reader of the CQ may have found an error since the refresh: it fails the queue before it counts.
+        if (completed == head) return !gpu_queue_has_failed(queue);
         if (clock.has_passed(queue.wait_ticks)) return fail_wait(queue, GpuQueueWait::kQuiet, pe, head);
         // As many are complete as there were at the start: without others' new requests we would be done.
         if (static_cast<int32_t>(completed - goal) >= 0 && ++looks_late >= kLooksBeforeHold) hold.set();
