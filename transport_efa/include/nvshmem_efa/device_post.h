@@ -154,7 +154,7 @@ struct PeerWait {
     NVSHMEM_EFA_HD Turn next(const DeviceState& state, uint64_t ticks) {
         const bool has_passed = clock.has_passed(ticks);
         if ((has_passed || ++turns % kTurnsBetweenLooks == 0) && !queues_are_good(state)) return Turn::kQueueFailed;
-        if (!has_passed) order::pause();
+        if (!has_passed) order::pause_longer(turns);
         return has_passed ? Turn::kPassed : Turn::kGoOn;
     }
 };

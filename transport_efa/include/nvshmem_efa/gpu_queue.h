@@ -42,7 +42,7 @@ struct GpuQueueState {
     alignas(64) uint64_t completed;  // requests known to be complete; never goes back, so it does not wrap
     alignas(8) uint32_t failed;      // 1: the first failure has been claimed
     uint32_t hold;                   // how many quiets ask the sharing posters to pause; read together with `failed`
-    alignas(64) uint32_t cq_lock;    // 1: somebody reads the CQ
+    alignas(64) uint32_t cq_lock;    // 1: somebody reads the counters or the CQ
     uint32_t cq_consumed;
 };
 

@@ -112,8 +112,25 @@ NVSHMEM_EFA_HD inline bool completions_read_counter(const GpuQueue& queue) {
     return true;
 }
 
-// Brings `completed` up to date. False: the queue has failed.
+// The same where many may wait: one of them looks, as each look crosses the bus twice, and a thousand threads that all
+// look would keep it from the device. The lock is held for the look, never across a wait.
+NVSHMEM_EFA_HD inline bool completions_read_counter_alone(const GpuQueue& queue) {
+    GpuQueueState& state = *queue.state;
+    // Acquire pairs with the release below: nothing here is read before the lock is ours.
+    if (order::exchange_acquire_gpu(&state.cq_lock, 1) != 0) return true;
+    const bool is_good = completions_read_counter(queue);
+    order::store_release_gpu(&state.cq_lock, 0u);  // pairs with the exchange above
+    return is_good;
+}
+
+// Brings `completed` up to date, or leaves that to another who is at it. False: the queue has failed.
 NVSHMEM_EFA_HD inline bool completions_refresh(const GpuQueue& queue) {
+    if (gpu_queue_has_failed(queue)) return false;
+    return queue.completions ? completions_read_counter_alone(queue) : completions_poll_cq(queue);
+}
+
+// For a queue's owner: nobody else is at it.
+NVSHMEM_EFA_HD inline bool completions_refresh_owned(const GpuQueue& queue) {
     if (gpu_queue_has_failed(queue)) return false;
     return queue.completions ? completions_read_counter(queue) : completions_poll_cq(queue);
 }

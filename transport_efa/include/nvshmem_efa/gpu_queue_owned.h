@@ -52,7 +52,7 @@ NVSHMEM_EFA_COLD inline OwnedCursor owned_wait(GpuQueue queue, OwnedCursor curso
         bool is_good = true;
         uint32_t completed = 0;
         if (group.rank() == 0) {
-            is_good = completions_refresh(queue);
+            is_good = completions_refresh_owned(queue);
             completed = static_cast<uint32_t>(order::load_acquire_gpu(&queue.state->completed));
             const bool is_enough = cursor.posted - completed <= in_flight;
             if (is_good && !is_enough && clock.has_passed(queue.wait_ticks))

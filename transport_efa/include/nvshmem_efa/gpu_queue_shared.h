@@ -48,7 +48,7 @@ NVSHMEM_EFA_HD inline Turn shared_ring(const GpuQueue& queue, const Turn& turn) 
 NVSHMEM_EFA_COLD inline SharedReservation shared_wait_for_room(GpuQueue queue, SharedReservation got, uint32_t end,
                                                                uint32_t pe) {
     WaitClock clock;
-    while (true) {
+    for (uint32_t looks = 0;; ++looks) {
         Turn turn = turn_unpack(order::load_acquire_gpu(&queue.state->turn));
         bool has_batch = shared_batch_has_room(queue, turn, end);
         const bool has_ring = shared_ring_has_room(queue, order::load_before_branch_gpu(&queue.state->completed), end);
@@ -72,7 +72,7 @@ NVSHMEM_EFA_COLD inline SharedReservation shared_wait_for_room(GpuQueue queue, S
         if (got.is_good && clock.has_passed(queue.wait_ticks))
             got.is_good = fail_wait(queue, has_ring ? GpuQueueWait::kBatch : GpuQueueWait::kCredits, pe, got.first);
         if (!got.is_good) return got;
-        order::pause();
+        order::pause_longer(looks);
     }
 }
 
@@ -202,7 +202,7 @@ NVSHMEM_EFA_COLD inline bool shared_quiet(GpuQueue queue, uint32_t pe) {
     SharedHold hold(queue.state);
     uint32_t looks_late = 0;
     const uint32_t goal = order::load_relaxed_gpu(&queue.state->head);
-    while (true) {
+    for (uint32_t looks = 0;; ++looks) {
         if (!completions_refresh(queue)) return false;
         // The count first, then the head: if nothing was taken beyond what is complete, all of it is complete. The
         // other way round, late completions of new requests would pass for those of old ones. Acquire pairs with the
@@ -214,7 +214,7 @@ NVSHMEM_EFA_COLD inline bool shared_quiet(GpuQueue queue, uint32_t pe) {
         if (clock.has_passed(queue.wait_ticks)) return fail_wait(queue, GpuQueueWait::kQuiet, pe, head);
         // As many are complete as there were at the start: without others' new requests we would be done.
         if (static_cast<int32_t>(completed - goal) >= 0 && ++looks_late >= kLooksBeforeHold) hold.set();
-        order::pause();
+        order::pause_longer(looks);
     }
 }
 

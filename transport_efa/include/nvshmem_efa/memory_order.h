@@ -121,6 +121,8 @@ __device__ inline Bytes16 load_note(const Bytes16* from) {
     return bytes;
 }
 __device__ inline void pause() { __nanosleep(20); }
+// Of a wait whose looks cross the bus: ever longer, so that a thousand waiting threads leave the bus to those waited for.
+__device__ inline void pause_longer(uint32_t turn) { __nanosleep(turn < 5 ? 20u << turn : 640u); }
 __device__ inline uint64_t clock_ticks() { return static_cast<uint64_t>(clock64()); }
 
 #else  // the CPU
@@ -202,6 +204,7 @@ NVSHMEM_EFA_HD inline void pause() {
     __builtin_ia32_pause();
 #endif
 }
+NVSHMEM_EFA_HD inline void pause_longer(uint32_t /*turn*/) { pause(); }
 // Ticks of the time-stamp counter, or of the generic timer.
 NVSHMEM_EFA_HD inline uint64_t clock_ticks() {
 #if defined(__x86_64__)
