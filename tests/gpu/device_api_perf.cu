@@ -38,8 +38,10 @@ __global__ void pingpong_kernel(Plan plan, int only_side) {
         if (r == kWarmUp && side == 0) plan.ns[0] = now_ns();
         for (int turn = 0; turn < 2; ++turn) {
             if (turn == side) {
-                if (kIsOurs) EXPECT(nvshmem_efa::put_signal_nbi(s, plan.dest + side * plan.bytes, plan.source, plan.bytes, plan.words + turn, value, nvshmem_efa::SignalOp::kSet, to));
-                else nvshmem_putmem_signal_nbi(plan.dest + side * plan.bytes, plan.source, plan.bytes, plan.words + turn, value, NVSHMEM_SIGNAL_SET, to);
+                char* dest = plan.dest + side * plan.bytes;
+                uint64_t* word = plan.words + turn;
+                if (kIsOurs) EXPECT(nvshmem_efa::put_signal_nbi(s, dest, plan.source, plan.bytes, word, value, nvshmem_efa::SignalOp::kSet, to));
+                else nvshmem_putmem_signal_nbi(dest, plan.source, plan.bytes, word, value, NVSHMEM_SIGNAL_SET, to);
             } else {
                 bool is_good = true;
                 if (kIsOurs) is_good = EXPECT(nvshmem_efa::wait_until(s, plan.words + turn, nvshmem_efa::Cmp::kGe, value));

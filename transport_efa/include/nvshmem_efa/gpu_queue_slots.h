@@ -62,6 +62,8 @@ __device__ inline order::Bytes16 pick4(const order::Bytes16 (&from)[4], uint32_t
     return {is_high ? high.low : low.low, is_high ? high.high : low.high};
 }
 
+inline constexpr uint32_t kQuadSlotsMax = 8;
+
 // Four lanes whose places in the warp are 4m..4m+3, wherever one of them is.
 __device__ inline bool has_whole_quads(uint32_t mask) { return (mask & 0x11111111u) * 0xfu == mask; }
 
@@ -101,10 +103,11 @@ NVSHMEM_EFA_HD inline void slots_write(const GpuQueue& queue, uint32_t first, co
                                        uint32_t n, const SlotBytes& from, uint32_t pe) {
 #if defined(__CUDA_ARCH__)
     if constexpr (Group::kIsOfWarp) {
-        if (((n | done) & 3u) == 0 && has_whole_quads(group.mask())) {
-            slots_write_quads(queue, first, n >> 2, group.rank() - done, group.mask(), from, pe);
-            return;
-        }
+        // Measured on an H200 (docs/gpu-queue.md): the exchange pays for itself at 32, and at few slots once many warps
+        // fill the bus; in between, each lane does as well alone, and sooner.
+        if (n == 32) return slots_write_quads(queue, first, 8, group.rank(), 0xffffffffu, from, pe);
+        if (n <= kQuadSlotsMax && ((n | done) & 3u) == 0 && has_whole_quads(group.mask()))
+            return slots_write_quads(queue, first, n >> 2, group.rank() - done, group.mask(), from, pe);
     }
 #endif
     const uint32_t place = group.rank() - done;

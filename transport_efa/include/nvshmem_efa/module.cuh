@@ -39,7 +39,9 @@ namespace {  // each translation unit's own, so that modules built with differen
 
 int module_locate(void** address) {
 #if defined(__CUDACC__)
-    return static_cast<int>(cudaGetSymbolAddress(address, static_cast<const void*>(&nvshmem_efa_state)));
+    const cudaError_t error = cudaGetSymbolAddress(address, static_cast<const void*>(&nvshmem_efa_state));
+    if (error != cudaSuccess) static_cast<void>(cudaGetLastError());  // ours: the program must not take it for its own
+    return static_cast<int>(error);
 #else
     *address = &nvshmem_efa_state;
     return 0;
