@@ -8,7 +8,7 @@ namespace nvshmem_efa::soft::pci {
 namespace {
 
 constexpr uint32_t kWordBytes = 4;
-constexpr uint64_t kRingAlign = 64;
+constexpr uint64_t kCqAlign = 64;
 
 uint32_t entry_bytes_of(const CreateCqCommand& command) { return (command.caps2 & kCqEntryWordsMask) * kWordBytes; }
 
@@ -33,7 +33,7 @@ AdminStatus Commands::check_cq(const CreateCqCommand& command) const {
     if (!is_power_of_two(command.sub_cq_depth) || command.sub_cq_depth > shape.max_sub_cq_depth)
         return refuse(AdminStatus::kIllegalParameter, "a depth of %u; powers of two up to %u", command.sub_cq_depth,
                       shape.max_sub_cq_depth);
-    if (command.addr() % kRingAlign != 0)
+    if (command.addr() % kCqAlign != 0)
         return refuse(AdminStatus::kIllegalParameter, "a ring at 0x%llx",
                       static_cast<unsigned long long>(command.addr()));
     return AdminStatus::kSuccess;
@@ -108,7 +108,7 @@ AdminStatus Commands::create_eq(const CreateEqCommand& command, AdminReply* repl
                       shape.max_eq_depth);
     if (command.vector > shape.max_eqs)  // vector 0 and one per event queue
         return refuse(AdminStatus::kIllegalParameter, "no MSI-X vector %u", command.vector);
-    if (command.addr() % kRingAlign != 0)
+    if (command.addr() % kCqAlign != 0)
         return refuse(AdminStatus::kIllegalParameter, "a ring at 0x%llx",
                       static_cast<unsigned long long>(command.addr()));
     if (objects_.eqs.is_full())

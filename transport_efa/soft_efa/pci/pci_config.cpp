@@ -11,7 +11,7 @@
 namespace nvshmem_efa::soft::pci {
 namespace {
 
-constexpr uint64_t kPage = 4096;
+constexpr uint64_t kBarBytesMin = 4096;
 constexpr uint64_t kMsixEntryBytes = PCI_MSIX_ENTRY_SIZE;
 constexpr int kMsixVectorsMax = PCI_MSIX_FLAGS_QSIZE + 1;
 constexpr uint32_t kPowerCap = 0x40, kMsixCap = 0x50, kExpressCap = 0x60;  // in the order of the list
@@ -48,7 +48,7 @@ Status check_msix(const PciIdentity& identity) {
 Status check_bar(const PciIdentity& identity, int index) {
     const Bar& bar = identity.bars[index];
     const bool is_power_of_two = (bar.bytes & (bar.bytes - 1)) == 0;
-    if (bar.bytes < kPage || !is_power_of_two || (!bar.is_64 && bar.bytes > (uint64_t{1} << 31))) {
+    if (bar.bytes < kBarBytesMin || !is_power_of_two || (!bar.is_64 && bar.bytes > (uint64_t{1} << 31))) {
         return Status::error(Code::kInvalidArgument, "a power of two, at least 4096, at most 2^31 if not of 64 bits",
                              "BAR %d has 0x%" PRIx64 " bytes", index, bar.bytes);
     }

@@ -10,7 +10,7 @@
 namespace nvshmem_efa::verbs {
 namespace {
 
-constexpr uint8_t kPort = 1;
+constexpr uint8_t kPortNumber = 1;
 // Retries of the device when a receiver is not ready, before it reports status RNR; 7 would retry without end, and
 // every wait of ours has a deadline.
 constexpr uint8_t kRnrRetries = 3;
@@ -170,7 +170,7 @@ Status reset_qp(const OpenDevice& device, IbvQp* qp) {
 Status ready_qp(const OpenDevice& device, IbvQp* qp, uint32_t qkey) {
     IbvQpAttr init = {};
     init.qp_state = kQpStateInit;
-    init.port_num = kPort;
+    init.port_num = kPortNumber;
     init.qkey = qkey;
     EFA_TRY(modify(device, qp, init, kQpMaskState | kQpMaskPkeyIndex | kQpMaskPort | kQpMaskQkey, "INIT"));
     IbvQpAttr rtr = {};
