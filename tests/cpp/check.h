@@ -15,6 +15,12 @@
 namespace check {
 
 struct Failed {};
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kIsSanitized = true;  // everything takes several times as long
+#else
+inline constexpr bool kIsSanitized = false;
+#endif
+
 struct Skipped {
     std::string why;
 };

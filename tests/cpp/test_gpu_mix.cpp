@@ -281,15 +281,8 @@ T now(const T* at) {
     return value;
 }
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kShare = 4;  // of the operations, one in so many
-#else
-constexpr int kShare = 1;
-#endif
-
 void run_mix(const Knobs& knobs, uint64_t seed, int operations, uint64_t requests_min) {
-    operations /= kShare;
-    requests_min /= kShare;
+    if (check::kIsSanitized) operations /= 4, requests_min /= 4;
     Job job(kPes, knobs, sizeof(Heap));
     Mix mix{job, seed, operations, {}, {}};
     for (int pe = 0; pe < kPes; ++pe)
