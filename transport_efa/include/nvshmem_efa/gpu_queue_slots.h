@@ -103,7 +103,7 @@ NVSHMEM_EFA_HD inline void slots_write(const GpuQueue& queue, uint32_t first, co
                                        uint32_t n, const SlotBytes& from, uint32_t pe) {
 #if defined(__CUDA_ARCH__)
     if constexpr (Group::kIsOfWarp) {
-        // Measured on an H200 (docs/gpu-queue.md): the exchange pays for itself at 32, and at few slots once many warps
+        // Measured on an H200 (docs/gpu-queue.md): the exchange pays for itself at 32, and at 4 once many warps
         // fill the bus; in between, each lane does as well alone, and sooner.
         if (n == 32) return slots_write_quads(queue, first, 8, group.rank(), 0xffffffffu, from, pe);
         if (n <= kQuadSlotsMax && ((n | done) & 3u) == 0 && has_whole_quads(group.mask()))
