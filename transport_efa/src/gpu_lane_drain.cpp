@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Waiting for what was posted. The posters' heads and record numbers are read once; then the devices' counters and the
-// agents' acknowledgements must reach them. Posters that go on keep nobody waiting.
+// agents' acknowledgements must reach them. Exact when nobody posts meanwhile: completions come in any order and are only
+// counted, so those of later requests can pass for earlier ones (docs/gpu-posts.md, "Known defect").
 #include "gpu_lane.h"
 
 namespace nvshmem_efa {
