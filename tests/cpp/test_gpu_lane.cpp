@@ -49,6 +49,39 @@ TEST(host_quiet_returns_only_when_posted_atomics_are_applied) {
     }
 }
 
+TEST(host_quiet_ends_among_posters_that_never_pause) {
+    Knobs knobs = slow_knobs();
+    knobs.gpu_queues = 1;
+    Job job(2, knobs, kHeapBytes);
+    job.on_all([&](int pe) { job.add_chunk(pe, 0, kHeapBytes); });
+    PeSide& from = job.pes[0];
+    std::atomic<bool> is_over{false};
+    std::atomic<int> failures{0};
+    std::vector<std::thread> posters;
+    for (size_t t = 0; t < 2; ++t) {
+        posters.emplace_back([&, t] {
+            for (size_t i = 0; !is_over; ++i) {
+                failures += post_write(*from.state, 0, addr(from.word(t)), addr(from.word(300 + t * 64 + i % 64)), 8, 1) ? 0 : 1;
+                std::this_thread::yield();
+            }
+        });
+    }
+    Status status;
+    uint64_t round = 0, seen = 0;
+    while (round == seen && round < 4 && status.ok()) {
+        *from.word(8) = ++round;
+        failures += post_write(*from.state, 0, addr(from.word(8)), addr(from.word(200)), 8, 1) ? 0 : 1;
+        status = from.transport->quiet(Lane::kHost, 1);
+        seen = load(job.pes[1].word(200));
+    }
+    is_over = true;
+    for (std::thread& poster : posters) poster.join();
+    CHECK_OK(std::move(status));
+    CHECK_EQ(seen, uint64_t{4});
+    CHECK_EQ(failures.load(), 0);
+    CHECK_OK(from.transport->quiet(Lane::kHost, 1));
+}
+
 TEST(host_fence_orders_posted_writes_before_host_puts) {
     Job job(2, slow_knobs(), kHeapBytes);
     job.on_all([&](int pe) { job.add_chunk(pe, 0, kHeapBytes); });

@@ -320,11 +320,27 @@ TEST(a_quiet_takes_its_hold_back_when_the_queue_fails) {
 }
 
 TEST(a_hold_that_is_never_taken_back_is_named_within_the_deadline) {
-    QueueRig rig(stuck());
-    rig.state.hold = 1;  // a quiet that vanished
-    check_gives_up_in_time(rig, [&] { return shared_post(rig.queue, kAlone, rig.write_of_word(0), 9); }, GpuQueueWait::kHold);
-    CHECK_EQ(rig.error.slot, 0u);
-    CHECK_EQ(*rig.queue.doorbell, 1u);  // the post itself went out
+    for (uint32_t GpuQueueState::*const word : {&GpuQueueState::hold, &GpuQueueState::host_hold}) {
+        QueueRig rig(stuck());
+        rig.state.*word = 1;  // a quiet that vanished
+        check_gives_up_in_time(rig, [&] { return shared_post(rig.queue, kAlone, rig.write_of_word(0), 9); }, GpuQueueWait::kHold);
+        CHECK_EQ(rig.error.slot, 0u);
+        CHECK_EQ(*rig.queue.doorbell, 1u);  // the post itself went out
+    }
+}
+
+// One of them reads the entry with the error while the others wait for its count: all must learn of it.
+TEST(several_quiets_of_one_completion_queue_all_see_the_failure) {
+    for (uint64_t seed = 1; seed <= 40; ++seed) {
+        QueueRig rig(with_seed({.depth = 16, .source = Source::kCq}, seed));
+        SendWqe bad = rig.write_of_word(3);
+        bad.rdma.remote.rkey ^= 0x01000000;
+        CHECK(shared_post(rig.queue, kAlone, rig.write_of_word(1), 7) && shared_post(rig.queue, kAlone, bad, 11));
+        Turns turns(rig, seed);
+        for (size_t i = 0; i < 3; ++i) turns.add([&] { CHECK(!shared_quiet(rig.queue, 7)); });
+        turns.run();
+        CHECK_EQ(gpu_queue_error(&rig.error)->pe, 11u);
+    }
 }
 
 TEST(an_error_completion_names_peer_queue_status_and_address) {

@@ -38,8 +38,8 @@ class GpuLane {
 
     // The first failure of anything posted so far, as far as anybody has noticed; sticky. A few loads when there is none.
     Status check() const { return has_failed() ? failure() : Status(); }
-    // Waits until all that was posted before is complete, and all signals and atomics to `pe` are applied there. A failure,
-    // noticed before or found here, is its error. Any thread.
+    // Waits until all that was posted before is complete, and all signals and atomics to `pe` are applied there. Posters
+    // that go on are made to pause for a moment. A failure, noticed before or found here, is its error. Any thread.
     Status drain(int pe);
     // Completed so far, where the host sees the counter; exact if it, quiet or fence is called once in 2^31 requests.
     uint64_t work_requests();
@@ -52,6 +52,7 @@ class GpuLane {
         GpuQueueState shadow{};  // of that look
         GpuQueueError found{};   // its record
         uint64_t counted = 0;    // completions, as of the last look: the device's counter wraps at 2^31
+        int holds = 0;           // drains that ask its posters to pause
     };
     // Offsets in `memory_`. What the host reads back comes first.
     struct Layout {
@@ -79,13 +80,34 @@ class GpuLane {
     std::string name_queue(size_t index) const;
     int peer_of(const GpuQueueError& record, size_t index) const;
     Status find_counted_error(size_t index, uint32_t completed, uint32_t errors);
-    struct Target {  // what drain() waits for
-        std::vector<uint32_t> heads;
-        uint32_t next_seq = 0;
+    Status change_holds(size_t queue, int by);
+    // What asks the posters of some queues to pause, until it ends.
+    class Hold {
+       public:
+        explicit Hold(GpuLane& lane) : lane_(lane), is_held_(lane.queues_.size()) {}
+        ~Hold();
+        Hold(const Hold&) = delete;
+        Hold& operator=(const Hold&) = delete;
+        Status set(size_t queue);
+        void release(size_t queue);
+
+       private:
+        GpuLane& lane_;
+        std::vector<bool> is_held_;
     };
-    Status take_target(int pe, Target* target);
-    Status is_reached(const Target& target, int pe, bool* reached);
-    Status name_timeout(const Target& target, int pe);
+    struct Drain {  // one drain() under way; vectors by queue
+        explicit Drain(GpuLane& lane) : is_settled(lane.queues_.size()), looks_late(lane.queues_.size()), hold(lane) {}
+        std::vector<uint32_t> goals;   // heads when it began; empty: not read yet
+        std::vector<uint32_t> heads;   // as last read
+        std::vector<bool> is_settled;  // seen with nothing in flight
+        std::vector<uint32_t> looks_late;
+        uint32_t next_seq = 0;
+        Hold hold;
+    };
+    Status read_heads(int pe, Drain* drain);
+    Status look_at_queues(int pe, Drain* drain);
+    Status is_reached(int pe, Drain* drain, bool* reached);
+    Status name_timeout(const Drain& drain, int pe);
 
     const Job& job_;
     std::vector<Nic*> nics_;

@@ -12,7 +12,7 @@
 namespace nvshmem_efa {
 
 inline constexpr uint32_t kDeviceStateMagic = 0x53464544;  // "DEFS"
-inline constexpr uint32_t kDeviceStateVersion = 1;         // of everything in this header, and of GpuQueue
+inline constexpr uint32_t kDeviceStateVersion = 2;         // of everything in this header, and of GpuQueue
 
 // DeviceState::flags
 inline constexpr uint32_t kCountByImmediate = 1u << 0;  // the targets' agents count data writes by their immediates

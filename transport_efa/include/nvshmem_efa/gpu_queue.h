@@ -35,13 +35,16 @@ struct GpuQueueError {
 };
 static_assert(sizeof(GpuQueueError) == 64, "the host reads the error record at fixed offsets");
 
-// In GPU memory; changed by posters only. A line for each word that posters fight for.
+// In GPU memory; changed by posters, but for host_hold. A line for each word that posters fight for.
 struct GpuQueueState {
     alignas(64) uint32_t head;       // next slot to reserve
     alignas(64) uint64_t turn;       // how far slots are written and rung: struct Turn, written by whose turn it is
     alignas(64) uint64_t completed;  // requests known to be complete; never goes back, so it does not wrap
-    alignas(8) uint32_t failed;      // 1: the first failure has been claimed
-    uint32_t hold;                   // how many quiets ask the sharing posters to pause; read together with `failed`
+    // Read together, by one load.
+    alignas(16) uint32_t failed;     // 1: the first failure has been claimed
+    uint32_t hold;                   // how many quiets ask the sharing posters to pause
+    uint32_t host_hold;              // 1: so does a quiet of the host, which alone writes it (GpuLane::drain())
+    uint32_t reserved;
     alignas(64) uint32_t cq_lock;    // 1: somebody reads the counters or the CQ
     uint32_t cq_consumed;
 };

@@ -89,10 +89,10 @@ NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, co
     // doorbell of the poster before us are before our doorbell. Pairs with shared_pass().
     const uint64_t turn = order::load_before_branch_gpu(&queue.state->turn);
     const uint64_t completed = order::load_before_branch_gpu(&queue.state->completed);
-    const order::Pair gate = order::load_pair_relaxed_gpu(&queue.state->failed);
+    const order::Triple gate = order::load_triple_relaxed_gpu(&queue.state->failed);
     got.turn = turn_unpack(turn);
     got.is_good = gate.first == 0;
-    got.is_held = gate.second != 0;
+    got.is_held = (gate.second | gate.third) != 0;
     const uint32_t end = got.first + n;
     const bool has_room = shared_batch_has_room(queue, got.turn, end) && shared_ring_has_room(queue, completed, end);
     if (NVSHMEM_EFA_RARE(got.is_good && !has_room))
@@ -135,9 +135,9 @@ NVSHMEM_EFA_HD inline bool shared_publish(const GpuQueue& queue, const SharedRes
 NVSHMEM_EFA_COLD inline bool shared_wait_for_hold(GpuQueue queue, uint32_t pe, uint32_t slot) {
     WaitClock clock;
     while (true) {
-        const order::Pair gate = order::load_pair_relaxed_gpu(&queue.state->failed);
+        const order::Triple gate = order::load_triple_relaxed_gpu(&queue.state->failed);
         if (gate.first != 0) return false;
-        if (gate.second == 0) return true;
+        if ((gate.second | gate.third) == 0) return true;
         if (clock.has_passed(queue.wait_ticks)) return fail_wait(queue, GpuQueueWait::kHold, pe, slot);
         order::pause();
     }

@@ -21,9 +21,10 @@ struct alignas(16) Bytes16 {
     uint64_t low;
     uint64_t high;
 };
-struct Pair {
+struct Triple {
     uint32_t first;
     uint32_t second;
+    uint32_t third;
 };
 
 #if defined(__CUDA_ARCH__)
@@ -33,12 +34,14 @@ __device__ inline uint32_t load_relaxed_gpu(const uint32_t* from) {
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
     return value;
 }
-// Two neighbours, 8-byte aligned.
-__device__ inline Pair load_pair_relaxed_gpu(const uint32_t* from) {
-    Pair pair;
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(pair.first), "=r"(pair.second) : "l"(from) : "memory");
-    return pair;
+// Three neighbours, of four, 16-byte aligned: one load.
+__device__ inline Triple load_triple_relaxed_gpu(const uint32_t* from) {
+    Triple words;
+    uint32_t unused;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words.first), "=r"(words.second), "=r"(words.third), "=r"(unused) : "l"(from) : "memory");
+    static_cast<void>(unused);
+    return words;
 }
 __device__ inline uint64_t load_acquire_gpu(const uint64_t* from) {
     uint64_t value;
@@ -131,9 +134,9 @@ NVSHMEM_EFA_HD inline uint32_t load_relaxed_gpu(const uint32_t* from) {
     NVSHMEM_EFA_STEP();
     return __atomic_load_n(from, __ATOMIC_RELAXED);
 }
-NVSHMEM_EFA_HD inline Pair load_pair_relaxed_gpu(const uint32_t* from) {
+NVSHMEM_EFA_HD inline Triple load_triple_relaxed_gpu(const uint32_t* from) {
     NVSHMEM_EFA_STEP();
-    return {__atomic_load_n(from, __ATOMIC_RELAXED), __atomic_load_n(from + 1, __ATOMIC_RELAXED)};
+    return {__atomic_load_n(from, __ATOMIC_RELAXED), __atomic_load_n(from + 1, __ATOMIC_RELAXED), __atomic_load_n(from + 2, __ATOMIC_RELAXED)};
 }
 NVSHMEM_EFA_HD inline uint64_t load_acquire_gpu(const uint64_t* from) {
     NVSHMEM_EFA_STEP();
