@@ -37,10 +37,8 @@ __device__ inline uint32_t load_relaxed_gpu(const uint32_t* from) {
 // Three neighbours, of four, 16-byte aligned: one load.
 __device__ inline Triple load_triple_relaxed_gpu(const uint32_t* from) {
     Triple words;
-    uint32_t unused;
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words.first), "=r"(words.second), "=r"(words.third), "=r"(unused) : "l"(from) : "memory");
-    static_cast<void>(unused);
+    asm volatile("{ .reg .b32 last;\n\tld.relaxed.gpu.global.v4.u32 {%0, %1, %2, last}, [%3]; }"
+                 : "=r"(words.first), "=r"(words.second), "=r"(words.third) : "l"(from) : "memory");
     return words;
 }
 __device__ inline uint64_t load_acquire_gpu(const uint64_t* from) {
