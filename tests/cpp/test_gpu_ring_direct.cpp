@@ -8,6 +8,7 @@
 #include "fake_cuda/fake_cuda.h"
 #include "fake_verbs/verbs_rig.h"
 #include "gpu_ring_rig.h"
+#include "knobs.h"
 #include "peer_mapping.h"
 #include "soft_efa/engine.h"
 
@@ -40,6 +41,11 @@ struct Bench {
     ~Bench() { fake_cuda_use_device(-1); }
     Status open(uint32_t depth = 32) {
         return make_direct_ring(nic, {.depth = depth, .qkey = 5, .posters = MemoryKind::kCuda}, &ring);
+    }
+    Status probe(const char* mode) {
+        Knobs knobs;
+        knobs.mode = mode;
+        return make_gpu_ring(knobs, nic, {.depth = 32, .qkey = 5, .posters = MemoryKind::kCuda}, &ring);
     }
     std::string kind() const { return ring->kind(); }
     const GpuRingView& view() const { return ring->view(); }
@@ -238,6 +244,39 @@ TEST(the_hint_follows_what_the_driver_says_of_itself) {
     CHECK(!has(hint("RegistryDwords: \"PeerMappingOverride=1;\"\n", closed_modules), "modprobe"));
     CHECK(has(hint("RegistryDwords: \"PeerMappingOverride=1;\"\n", open_modules), "dmesg"));
     CHECK(has(peer_mapping_hint(proc), "cannot be read here"));
+}
+
+// ---- chosen by probe ----
+
+TEST(without_a_wish_a_gpu_gets_the_devices_own_ring_where_every_step_holds) {
+    for (const char* mode : {"auto", "proxy"}) {
+        Bench bench;
+        CHECK_OK(bench.probe(mode));
+        CHECK_EQ(bench.kind(), "direct (counters in GPU memory)");
+        bench.check_nothing_left();
+    }
+}
+
+TEST(where_a_step_fails_a_gpu_gets_a_relay_and_the_log_says_why) {
+    {
+        Bench bench;
+        fake_cuda_fail("cuMemHostRegister", kRefused, 0, 1);
+        CHECK_OK(bench.probe("proxy"));
+        CHECK_EQ(bench.kind(), "relay");
+        bench.check_nothing_left();
+    }
+    Bench bench;  // the host could not wait for what is posted
+    bench.nic.the_info.caps.completion_counters = false;
+    CHECK_OK(bench.probe("proxy"));
+    CHECK_EQ(bench.kind(), "relay");
+    bench.check_nothing_left();
+}
+
+TEST(a_ring_that_was_asked_for_by_name_is_never_replaced) {
+    Bench bench;
+    fake_cuda_fail("cuMemHostRegister", kRefused, 0, 1);
+    CHECK_FAILS(bench.probe("direct"), Code::kUnsupported, "NVSHMEM_EFA_MODE=direct");
+    CHECK(bench.ring == nullptr);
 }
 
 // The same through the verbs provider: what reaches the library.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <string_view>
 
 #include "gpu_mapping.h"
 #include "log.h"
@@ -68,9 +69,12 @@ Status exchange_hello(const Bootstrap& bootstrap, const std::vector<std::unique_
     mine.rq_depth = rq_depth;
     mine.unsolicited = 1;
     mine.gpu_queues = static_cast<uint8_t>(knobs.gpu_queues);
-    mine.writes_once = 1;
+    mine.arrival_slots = static_cast<uint8_t>(knobs.arrivals);
+    mine.arrival_source = arrival_source_code(knobs);
+    mine.writes_once = mine.has_counters = 1;
     for (const auto& nic : nics) {
         mine.unsolicited &= nic->info().caps.unsolicited_write_recv ? 1 : 0;
+        mine.has_counters &= nic->info().caps.completion_counters ? 1 : 0;
         mine.writes_once &= nic->info().caps.data_polling_128 ? 1 : 0;
     }
     if (getrandom(mine.secret.bytes, sizeof mine.secret.bytes, 0) != static_cast<ssize_t>(sizeof mine.secret.bytes))
@@ -111,7 +115,7 @@ Status settle_job(const std::vector<Hello>& hellos, const std::vector<std::uniqu
     for (const auto& nic : nics) job->segment_bytes = std::min(job->segment_bytes, nic->info().caps.max_rdma_bytes);
     job->stripe_bytes = static_cast<uint64_t>(knobs.stripe_bytes);
     job->timeout_ms = static_cast<uint64_t>(knobs.timeout_ms);
-    return Status();
+    return settle_arrivals(hellos, job);
 }
 
 // Posters are the GPU that is current on this thread; without one, CPU threads.
@@ -120,9 +124,29 @@ Status open_gpu_rings(const std::vector<std::unique_ptr<Nic>>& nics, const Depth
     if (knobs.gpu_queues == 0) return Status();
     queues->posters = cuda::has_current_gpu() ? MemoryKind::kCuda : MemoryKind::kHost;
     const GpuRingAttr attr{depths.sq, qkey, queues->posters};
-    for (size_t rail = 0; rail < job.n_rails; ++rail)
-        for (int64_t i = 0; i < knobs.gpu_queues; ++i) EFA_TRY(make_gpu_ring(knobs, *nics[rail], attr, &queues->gpu.emplace_back()));
+    Knobs settled = knobs;
+    for (size_t rail = 0; rail < job.n_rails; ++rail) {
+        for (int64_t i = 0; i < knobs.gpu_queues; ++i) {
+            EFA_TRY(make_gpu_ring(settled, *nics[rail], attr, &queues->gpu.emplace_back()));
+            // One kind for all: a probe that fell back to a relay is not made, and told, again for each queue.
+            if (knobs.mode != "soft" && std::string_view(queues->gpu.back()->kind()) == "relay" && settled.gpu_ring == "auto")
+                settled.gpu_ring = "relay";
+        }
+    }
     return Status();
+}
+
+Status open_arrivals(const std::vector<std::unique_ptr<Nic>>& nics, const Knobs& knobs, uint32_t qkey, const Job& job,
+                     ConnectedQueues* queues) {
+    if (job.arrival_slots == 0) return Status();
+    const auto gpu_queues = static_cast<uint32_t>(knobs.gpu_queues);
+    ArrivalAttr attr;
+    attr.qkey = qkey;
+    attr.posters = queues->posters;
+    attr.is_soft = knobs.mode == "soft";
+    attr.queues_taken = kLanes + 1 + gpu_queues;
+    attr.counters_taken = std::string_view(queues->gpu.front()->kind()) == "relay" ? 0 : gpu_queues;
+    return ArrivalQueues::open(job, nics, attr, &queues->arrivals);
 }
 
 Status open_queues(const std::vector<std::unique_ptr<Nic>>& nics, const Depths& depths, const Knobs& knobs, const Job& job,
@@ -151,7 +175,8 @@ Status open_queues(const std::vector<std::unique_ptr<Nic>>& nics, const Depths& 
         EFA_TRY(queues->agent.emplace_back().open(*nics[rail], agent, control));
         queues->agent.back().post_receives();
     }
-    return open_gpu_rings(nics, depths, knobs, lane.qkey, job, queues);
+    EFA_TRY(open_gpu_rings(nics, depths, knobs, lane.qkey, job, queues));
+    return open_arrivals(nics, knobs, lane.qkey, job, queues);
 }
 
 PeCard make_card(const std::vector<std::unique_ptr<Nic>>& nics, const ControlMemory& control, const ConnectedQueues& queues,
@@ -214,6 +239,14 @@ Status check_hello(const Hello& mine, const Hello& other, int expected_pe) {
     }
     if (other.n_rails == 0 || other.n_rails > kRailsMax)
         return Status::error(Code::kMismatch, kHint, "PE %d has %u rails", expected_pe, other.n_rails);
+    if (other.arrival_slots != mine.arrival_slots) {
+        return Status::error(Code::kMismatch, kHint, "PE %d runs with NVSHMEM_EFA_ARRIVALS=%u, this PE %d with %u", expected_pe,
+                             other.arrival_slots, mine.pe, mine.arrival_slots);
+    }
+    if (other.arrival_source != mine.arrival_source) {
+        return Status::error(Code::kMismatch, kHint, "PE %d runs with NVSHMEM_EFA_ARRIVAL_SOURCE=%s, this PE %d with %s", expected_pe,
+                             arrival_source_text(other.arrival_source), mine.pe, arrival_source_text(mine.arrival_source));
+    }
     return Status();
 }
 
@@ -237,7 +270,8 @@ Status connect_job(const Bootstrap& bootstrap, const std::vector<std::unique_ptr
     const PeCard mine = make_card(nics, control, *queues, *job);
     std::vector<PeCard> cards(static_cast<size_t>(job->n_pes));
     EFA_TRY(bootstrap.allgather(&mine, cards.data(), sizeof mine).with_context("bootstrap allgather of addresses"));
-    return make_address_handles(nics, cards, job);
+    EFA_TRY(make_address_handles(nics, cards, job));
+    return queues->arrivals ? queues->arrivals->exchange(bootstrap, *job) : Status();
 }
 
 }  // namespace nvshmem_efa

@@ -190,7 +190,10 @@ Status GpuLane::fill_state(const Knobs& knobs, std::vector<uint8_t>* image) {
 
 std::string GpuLane::describe() const {
     std::string text = memory_->kind() == MemoryKind::kCuda ? "GPU posts to " : "CPU threads post to ";
-    return text + std::to_string(queues_per_rail_) + " " + queues_.front().ring->kind() + " queues a rail";
+    std::string kinds = queues_.front().ring->kind();
+    for (const Queue& queue : queues_)
+        if (kinds.find(queue.ring->kind()) == std::string::npos) kinds += std::string(" or ") + queue.ring->kind();
+    return text + std::to_string(queues_per_rail_) + " " + kinds + " queues a rail";
 }
 
 }  // namespace nvshmem_efa

@@ -54,7 +54,8 @@ class GpuRing {
 };
 
 // The kind that the settings ask for, or an error. Without a wish: in mode soft the software device's own, or a relay
-// where it has no counters; else a relay.
+// where it has no counters; else, for a GPU, direct if it can be had, and a relay with a warning that says why not; for CPU
+// threads a relay.
 struct Knobs;
 Status make_gpu_ring(const Knobs& knobs, Nic& nic, const GpuRingAttr& attr, std::unique_ptr<GpuRing>* ring);
 

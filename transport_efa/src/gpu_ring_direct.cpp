@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The device's own queue: its slots and doorbell mapped for the GPU, its completions told in the best place there is.
 // The ladder: hardware counters in GPU memory, counters in host memory, CQ in GPU memory, CQ in host memory. Whoever
-// asked for direct gets it or an error that names each step that failed; which rung it was stands in kind().
+// asked for direct by name gets it or an error that names each step that failed; which rung it was stands in kind().
 #include <sys/mman.h>
 
 #include <algorithm>

@@ -14,7 +14,7 @@ namespace nvshmem_efa {
 namespace {
 
 constexpr size_t kCounterPage = 4096;
-constexpr size_t kErrorsAt = 64;  // on a line of its own, as the completions change all the time
+constexpr size_t kSoftErrorsAt = 64;  // on a line of its own, as the completions change all the time
 constexpr uint32_t kRecvCqDepth = 16, kRecvDepth = 16;  // nothing is received here
 
 class SoftRing final : public GpuRing {
@@ -71,7 +71,7 @@ Status SoftRing::open_queue(const GpuRingAttr& attr) {
     counters_ = static_cast<uint8_t*>(page);
     CounterAttr counter;
     counter.completions = reinterpret_cast<uint64_t*>(counters_);
-    counter.errors = reinterpret_cast<uint64_t*>(counters_ + kErrorsAt);
+    counter.errors = reinterpret_cast<uint64_t*>(counters_ + kSoftErrorsAt);
     EFA_TRY(nic_.create_counter(counter, &counter_));
     return nic_.attach_counter(qp_.handle, counter_, kCountSend | kCountRead | kCountWrite);
 }
@@ -100,7 +100,7 @@ Status SoftRing::open(const GpuRingAttr& attr) {
     view_.slots = view_.slots_at_gpu = static_cast<uint8_t*>(qp_.sq_slots);
     view_.doorbell = view_.doorbell_at_gpu = const_cast<uint32_t*>(qp_.sq_doorbell);
     view_.completions = view_.completions_at_gpu = reinterpret_cast<const uint64_t*>(counters_);
-    view_.errors = view_.errors_at_gpu = reinterpret_cast<const uint64_t*>(counters_ + kErrorsAt);
+    view_.errors = view_.errors_at_gpu = reinterpret_cast<const uint64_t*>(counters_ + kSoftErrorsAt);
     view_.cq_entries = view_.cq_entries_at_gpu = static_cast<const uint8_t*>(send_cq_.entries);
     view_.cq_depth = send_cq_.depth;
     view_.cq_entry_bytes = send_cq_.entry_bytes;
