@@ -2,6 +2,7 @@
 // Uses every call of the device API, to be compiled only: by nvcc and by NVRTC, for every architecture we serve, with
 // warnings as errors.
 #include "nvshmem_efa/amo.cuh"
+#include "nvshmem_efa/counted.cuh"
 #include "nvshmem_efa/put.cuh"
 #include "nvshmem_efa/signal.cuh"
 #include "nvshmem_efa/wait.cuh"
@@ -15,6 +16,14 @@ extern "C" __global__ void transfers(const DeviceState* state, char* to, const c
     good = put_nbi_warp(s, to, from, bytes, pe) && get_nbi_warp(s, to, from, bytes, pe) && good;
     good = put_nbi_block(s, to, from, bytes, pe) && get_nbi_block(s, to, from, bytes, pe) && good;
     *result = good;
+}
+
+extern "C" __global__ void counted(const DeviceState* state, char* to, const char* from, size_t bytes, int pe, uint32_t* result) {
+    const DeviceState& s = *state;
+    bool good = put_counted_nbi(s, to, from, bytes, pe, 1) && wait_arrivals(s, pe, 1, 7);
+    good = put_counted_nbi_warp(s, to, from, bytes, pe, 1) && wait_arrivals_warp(s, pe, 1, 7) && good;
+    good = put_counted_nbi_block(s, to, from, bytes, pe, 1) && wait_arrivals_block(s, pe, 1, 7) && good;
+    *result = good ? counted_requests(s, to, from, bytes, pe) + arrivals(s, pe, 1) : 0;
 }
 
 extern "C" __global__ void one_put(const DeviceState* state, char* to, const char* from, size_t bytes, int pe, bool* result) {

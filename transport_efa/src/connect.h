@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "agent_record.h"
+#include "arrival_queues.h"
 #include "control_memory.h"
 #include "endpoint.h"
 #include "gpu_ring.h"
@@ -17,6 +18,7 @@ struct ConnectedQueues {
     std::vector<Endpoint> agent;
     std::vector<std::unique_ptr<GpuRing>> gpu;  // [rail * queues of a rail + i]; empty unless NVSHMEM_EFA_GPU_QUEUES says so
     MemoryKind posters = MemoryKind::kHost;     // who posts to them
+    std::unique_ptr<ArrivalQueues> arrivals;    // null unless NVSHMEM_EFA_ARRIVALS says so
     uint64_t* ack_words[kLanesMax] = {};        // [n_pes]; null where there is no such lane
     ReplySlot* replies[kLanesMax] = {};         // [n_pes][window]
 };

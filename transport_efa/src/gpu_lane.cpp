@@ -27,6 +27,7 @@ Status GpuLane::create(const Job& job, const Knobs& knobs, ConnectedQueues& queu
 }
 
 GpuLane::~GpuLane() {
+    arrivals_.reset();
     queues_.clear();  // before the memory that their posters' descriptions point into
     errors_map_.unmap();
     words_map_.unmap();
@@ -37,6 +38,7 @@ Status GpuLane::open(const Knobs& knobs, ConnectedQueues& queues) {
     queues_ = std::vector<Queue>(queues.gpu.size());
     for (size_t i = 0; i < queues_.size(); ++i) queues_[i].ring = std::move(queues.gpu[i]);
     queues_per_rail_ = queues_.size() / job_.n_rails;
+    arrivals_ = std::move(queues.arrivals);
     lay_out();
     EFA_TRY(PosterMemory::create(queues.posters, layout_.end, layout_.live_end, static_cast<int64_t>(job_.timeout_ms), &memory_));
     uint64_t ticks = 0;
@@ -77,6 +79,9 @@ void GpuLane::lay_out() {
     layout_.locals = take(kLocalsMax * sizeof(DeviceLocal));
     layout_.local_lkeys = take(kLocalsMax * job_.n_rails * sizeof(uint32_t));
     layout_.notes = take(has_notes ? queues_.size() * depth_max * sizeof(GpuQueueNote) : 0);
+    const size_t n_arrivals = arrivals_ ? arrivals_->targets().size() : 0;
+    layout_.arrival_targets = take(n_arrivals * sizeof(DeviceTarget));
+    layout_.arrival_biases = take(n_arrivals * sizeof(uint32_t));
     layout_.end = at;
 }
 
@@ -185,7 +190,20 @@ Status GpuLane::fill_state(const Knobs& knobs, std::vector<uint8_t>* image) {
     state.locals = memory_->at<const DeviceLocal>(layout_.locals);
     state.local_lkeys = memory_->at<const uint32_t>(layout_.local_lkeys);
     state.errors = is_gpu ? errors_map_.at_gpu(errors_) : errors_;
+    fill_arrivals(base, &state);
     return Status();
+}
+
+void GpuLane::fill_arrivals(uint8_t* image, DeviceState* state) const {
+    if (!arrivals_) return;
+    const std::vector<DeviceTarget>& targets = arrivals_->targets();
+    const std::vector<uint32_t>& biases = arrivals_->biases();
+    memcpy(image + layout_.arrival_targets, targets.data(), targets.size() * sizeof targets[0]);
+    memcpy(image + layout_.arrival_biases, biases.data(), biases.size() * sizeof biases[0]);
+    state->arrival_targets = memory_->at<const DeviceTarget>(layout_.arrival_targets);
+    state->arrival_biases = memory_->at<const uint32_t>(layout_.arrival_biases);
+    state->arrival_counts = arrivals_->counts_at_posters();
+    state->arrival_slots = job_.arrival_slots;
 }
 
 std::string GpuLane::describe() const {
@@ -193,7 +211,8 @@ std::string GpuLane::describe() const {
     std::string kinds = queues_.front().ring->kind();
     for (const Queue& queue : queues_)
         if (kinds.find(queue.ring->kind()) == std::string::npos) kinds += std::string(" or ") + queue.ring->kind();
-    return text + std::to_string(queues_per_rail_) + " " + kinds + " queues a rail";
+    return text + std::to_string(queues_per_rail_) + " " + kinds + " queues a rail" +
+           (arrivals_ ? ", " + arrivals_->describe() : "");
 }
 
 }  // namespace nvshmem_efa

@@ -57,7 +57,8 @@ class GpuLane {
     // Offsets in `memory_`. What the host reads back comes first.
     struct Layout {
         size_t queue_states, peers, shared, live_end;
-        size_t state, queues, targets, reply_busy, chunks, lkeys, remote_bases, rkeys, locals, local_lkeys, notes, end;
+        size_t state, queues, targets, reply_busy, chunks, lkeys, remote_bases, rkeys, locals, local_lkeys, notes;
+        size_t arrival_targets, arrival_biases, end;
     };
     struct Found {
         const GpuQueueError* record = nullptr;
@@ -70,6 +71,7 @@ class GpuLane {
     Status map_host_memory(ConnectedQueues& queues);
     Status describe_queue(size_t index, GpuQueue* queue, GpuQueueState* state);
     Status fill_state(const Knobs& knobs, std::vector<uint8_t>* image);
+    void fill_arrivals(uint8_t* image, DeviceState* state) const;
     Status read_counters(size_t index, uint32_t* completed, uint32_t* errors);
     uint64_t count_requests();  // pre: lock held
     bool has_failed() const;
@@ -116,6 +118,7 @@ class GpuLane {
     uint64_t wait_ticks_ = 0;
     Layout layout_{};
     std::unique_ptr<PosterMemory> memory_;
+    std::unique_ptr<ArrivalQueues> arrivals_;  // null: no counted puts
     const uint64_t* acks_ = nullptr;    // as the host sees them
     ReplySlot* replies_ = nullptr;
     GpuQueueError* errors_ = nullptr;   // pinned

@@ -115,6 +115,15 @@ Status GpuLane::name_wait(const GpuQueueError& record, size_t index) const {
             case DeviceWait::kRefused:
                 return Status::error(Code::kUnregistered, "its log names the address",
                                      "PE %d -> PE %u (GPU): that PE's agent refused a signal or atomic", job_.pe, record.pe);
+            case DeviceWait::kBadSlot:
+                return Status::error(Code::kInvalidArgument, "raise NVSHMEM_EFA_ARRIVALS on all PEs",
+                                     "PE %d -> PE %u (GPU): slot %u for counted puts, of %u", job_.pe, record.pe, record.slot,
+                                     job_.arrival_slots);
+            case DeviceWait::kArrivals:
+                return Status::error(Code::kTimeout, "look at that PE's log first; if it is only slow, raise NVSHMEM_EFA_TIMEOUT_MS",
+                                     "PE %u -> PE %d (GPU): counted puts to slot %u did not arrive within %llu ms (%llu of %llu)",
+                                     record.pe, job_.pe, record.slot, static_cast<unsigned long long>(job_.timeout_ms),
+                                     static_cast<unsigned long long>(record.completed), static_cast<unsigned long long>(record.posted));
             default: break;
         }
     }

@@ -21,11 +21,14 @@ struct Hello {
     uint8_t unsolicited = 0;
     uint8_t gpu_queues = 0;  // a rail
     uint8_t writes_once = 0;
-    uint8_t reserved[5] = {};
+    uint8_t arrival_slots = 0;   // NVSHMEM_EFA_ARRIVALS
+    uint8_t arrival_source = 0;  // NVSHMEM_EFA_ARRIVAL_SOURCE, by arrival_source_code()
+    uint8_t has_counters = 0;    // all its devices have completion counters
+    uint8_t reserved[2] = {};
     JobSecret secret;  // PE 0's is the job's
 };
 inline constexpr uint32_t kHelloMagic = 0x4f4c4645;  // "EFLO"
-inline constexpr uint32_t kWireVersion = 2;          // of everything PEs say to each other, the records included
+inline constexpr uint32_t kWireVersion = 3;          // of everything PEs say to each other, the records included
 
 struct RailCard {
     PeerAddress address;
@@ -56,6 +59,7 @@ struct Job {
     uint32_t window = 0;  // records and signals that one lane may have un-acknowledged at one PE; a power of two
     bool count_by_immediate = false;  // all devices have unsolicited write receive
     bool writes_once = false;  // all devices place each payload once
+    uint32_t arrival_slots = 0;  // of each PE, for counted puts of each other PE
     uint64_t segment_bytes = 0;       // longest single RDMA operation
     uint64_t stripe_bytes = 0;
     uint64_t timeout_ms = 0;

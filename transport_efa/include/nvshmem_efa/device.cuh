@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole device API, also without the state: nvshmem_efa::here::put_nbi(dest, source, bytes, pe) and so on are the
-// calls of put.cuh, signal.cuh, amo.cuh and wait.cuh on the state of the module that includes this (module.cuh). False
+// calls of put.cuh, signal.cuh, amo.cuh, wait.cuh and counted.cuh on the state of the module that includes this (module.cuh). False
 // while NVSHMEM is not initialised.
 #pragma once
 
 #include "nvshmem_efa/amo.cuh"
+#include "nvshmem_efa/counted.cuh"
 #include "nvshmem_efa/module.cuh"
 #include "nvshmem_efa/put.cuh"
 #include "nvshmem_efa/signal.cuh"
@@ -31,6 +32,8 @@ NVSHMEM_EFA_HERE(get)
 NVSHMEM_EFA_HERE(p)
 NVSHMEM_EFA_HERE(g)
 NVSHMEM_EFA_HERE(signal_op)
+NVSHMEM_EFA_HERE(put_counted_nbi)
+NVSHMEM_EFA_HERE(wait_arrivals)
 NVSHMEM_EFA_HERE(put_signal_nbi)
 NVSHMEM_EFA_HERE(atomic_add)
 NVSHMEM_EFA_HERE(atomic_inc)
@@ -58,6 +61,10 @@ NVSHMEM_EFA_HERE(get_nbi_warp)
 NVSHMEM_EFA_HERE(get_nbi_block)
 NVSHMEM_EFA_HERE(put_signal_nbi_warp)
 NVSHMEM_EFA_HERE(put_signal_nbi_block)
+NVSHMEM_EFA_HERE(put_counted_nbi_warp)
+NVSHMEM_EFA_HERE(put_counted_nbi_block)
+NVSHMEM_EFA_HERE(wait_arrivals_warp)
+NVSHMEM_EFA_HERE(wait_arrivals_block)
 NVSHMEM_EFA_HERE(quiet_warp)
 NVSHMEM_EFA_HERE(quiet_block)
 #endif

@@ -66,9 +66,11 @@ enum class DeviceWait : uint8_t {
     kReply = 17,         // a fetched value, or the place where it goes
     kAcks = 18,          // acknowledgement of all records to a PE
     kWord = 19,          // a word of this PE, by wait_until()
+    kArrivals = 20,      // counted puts of a PE to the slot in `slot`
     kUnregistered = 32,  // no wait: an address is in no registered memory, here or at the PE
     kBadArgument = 33,   // no wait: no such PE, or an atomic on a word that is not aligned
     kRefused = 34,       // no wait: the PE's agent refused a record; its log says why
+    kBadSlot = 35,       // no wait: no such slot for counted puts; `slot` names it
 };
 
 struct DeviceState {
@@ -108,12 +110,20 @@ struct DeviceState {
     const uint32_t* local_lkeys;    // [local * n_rails + rail]
 
     GpuQueueError* errors;  // pinned; [n_rails * queues_per_rail] of the queues, and one more: see DeviceWait
+
+    // Counted puts (counted.cuh); null where arrival_slots is 0. Index of all three: [(pe * arrival_slots + slot) * n_rails + rail].
+    const DeviceTarget* arrival_targets;  // the queue at the PE which counts what we send to its slot
+    const uint64_t* arrival_counts;       // what the PE sent to our slot, modulo 2^31: written by the device alone
+    const uint32_t* arrival_biases;       // what those held at the start
+    uint32_t arrival_slots;               // of each PE; 0: no counted puts
+    uint32_t reserved1;
 };
 NVSHMEM_EFA_LAYOUT(sizeof(DeviceTarget) == 8 && sizeof(DeviceChunk) == 16 && sizeof(DeviceLocal) == 16);
 NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, pe) == 16 && offsetof(DeviceState, window) == 32 && offsetof(DeviceState, n_chunks) == 44);
 NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, n_locals) == 48 && offsetof(DeviceState, queues) == 56 && offsetof(DeviceState, acks) == 88);
 NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, heap_base) == 112 && offsetof(DeviceState, chunks) == 144);
-NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, errors) == 192 && sizeof(DeviceState) == 200);
+NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, errors) == 192 && offsetof(DeviceState, arrival_targets) == 200);
+NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, arrival_slots) == 224 && sizeof(DeviceState) == 232);
 NVSHMEM_EFA_LAYOUT(offsetof(DevicePeer, acked) == 64 && offsetof(DeviceShared, records) == 64);
 
 // Whether this header's code can work with a state of which the plugin says that it has this version and size.

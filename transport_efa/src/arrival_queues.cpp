@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "arrival_queues.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "log.h"
+
+namespace nvshmem_efa {
+
+namespace {
+
+constexpr size_t kPage = 65536;  // the largest base page of the machines we know
+constexpr uint32_t kIdleCqDepth = 16;
+constexpr uint32_t kIdleSqDepth = 8;  // nothing is sent from a target
+constexpr const char* kSources[] = {"auto", "counters", "immediates"};
+
+Status check_limit(const Job& job, const Nic& nic, uint32_t needed, uint32_t have, const char* what) {
+    if (needed <= have) return Status();
+    return Status::error(Code::kResource, "lower NVSHMEM_EFA_ARRIVALS", "%u arrival slots for each of %d PEs need %u %s on %s, which has %u",
+                         job.arrival_slots, job.n_pes, needed, what, nic.info().name.c_str(), have);
+}
+
+Status check_limits(const Job& job, const Nic& nic, const ArrivalAttr& attr) {
+    const uint32_t targets = static_cast<uint32_t>(job.n_pes) * job.arrival_slots;
+    const NicCaps& caps = nic.info().caps;
+    EFA_TRY(check_limit(job, nic, targets + attr.queues_taken, caps.max_qps, "queue pairs"));
+    return check_limit(job, nic, targets + attr.counters_taken, caps.max_counters, "completion counters");
+}
+
+}  // namespace
+
+uint8_t arrival_source_code(const Knobs& knobs) {
+    uint8_t code = 0;
+    while (code + 1u < std::size(kSources) && knobs.arrival_source != kSources[code]) ++code;
+    return code;
+}
+
+const char* arrival_source_text(uint8_t code) { return code < std::size(kSources) ? kSources[code] : "unknown"; }
+
+Status settle_arrivals(const std::vector<Hello>& hellos, Job* job) {
+    job->arrival_slots = hellos[0].arrival_slots;
+    if (job->arrival_slots == 0) return Status();
+    for (const Hello& hello : hellos) {
+        if (hello.gpu_queues == 0) {
+            return Status::error(Code::kConfig, "set NVSHMEM_EFA_GPU_QUEUES to 1 or more on all PEs",
+                                 "NVSHMEM_EFA_ARRIVALS=%u, and PE %d has no queues from which counted puts are sent",
+                                 job->arrival_slots, hello.pe);
+        }
+        if (hello.has_counters == 0) {
+            return Status::error(Code::kUnsupported, "they need p5en or newer, efa.ko 3.3 and rdma-core v65; set NVSHMEM_EFA_ARRIVALS=0",
+                                 "PE %d has a device without completion counters, so that counted puts cannot be counted", hello.pe);
+        }
+    }
+    return Status();
+}
+
+Status ArrivalQueues::open(const Job& job, const std::vector<std::unique_ptr<Nic>>& nics, const ArrivalAttr& attr,
+                           std::unique_ptr<ArrivalQueues>* queues) {
+    std::unique_ptr<ArrivalQueues> made(new ArrivalQueues);
+    made->slots_ = job.arrival_slots;
+    made->n_rails_ = job.n_rails;
+    made->n_ = static_cast<size_t>(job.n_pes) * made->slots_ * made->n_rails_;
+    for (size_t rail = 0; rail < job.n_rails; ++rail) EFA_TRY(check_limits(job, *nics[rail], attr));
+    EFA_TRY(made->choose_memory(attr.posters, attr.is_soft).with_context("counters of arrivals"));
+    EFA_TRY(made->open_counters(nics, attr.qkey).with_context("counters of arrivals"));
+    *queues = std::move(made);
+    return Status();
+}
+
+// The GPU's page tables first, then those who write the memory, then the memory.
+ArrivalQueues::~ArrivalQueues() {
+    host_map_.unmap();
+    for (const Made& made : made_)
+        if (made.qp) (void)made.nic->destroy_qp(made.qp);
+    for (const Made& made : made_)
+        if (made.counter) (void)made.nic->destroy_counter(made.counter);
+    for (const auto& [nic, cq] : cqs_) (void)nic->destroy_cq(cq);
+    gpu_memory_.release();
+    if (host_memory_) munmap(host_memory_, bytes_);
+}
+
+// A counter in the memory of the GPU that the payload goes to is written behind that payload, on the same way. One in
+// host memory is not: it serves posters that are CPU threads, the software device, which counts when the copy is done,
+// and GPUs whose memory no counter can be put into.
+Status ArrivalQueues::choose_memory(MemoryKind posters, bool is_soft) {
+    bytes_ = (2 * n_ * sizeof(uint64_t) + kPage - 1) / kPage * kPage;
+    if (posters == MemoryKind::kCuda && !is_soft) {
+        const Status status = gpu_memory_.allocate_zeroed(bytes_);
+        if (status.ok()) {
+            words_ = gpu_memory_.data();
+            words_kind_ = MemoryKind::kCuda;
+            counts_at_posters_ = reinterpret_cast<const uint64_t*>(words_);
+            return Status();
+        }
+        EFA_LOG(kWarn, "gpu", "counters of arrivals go to host memory: %s", status.message());
+    }
+    return map_host_memory(posters);
+}
+
+Status ArrivalQueues::map_host_memory(MemoryKind posters) {
+    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return Status::error(Code::kResource, "free memory", "no memory for %zu bytes of counters: %s", bytes_, strerror(errno));
+    words_ = host_memory_ = static_cast<uint8_t*>(memory);
+    words_kind_ = MemoryKind::kHost;
+    if (posters == MemoryKind::kCuda) EFA_TRY(host_map_.map(words_, bytes_, 0, "counters of arrivals"));
+    const auto* const counts = reinterpret_cast<const uint64_t*>(words_);
+    counts_at_posters_ = posters == MemoryKind::kCuda ? host_map_.at_gpu(counts) : counts;
+    return Status();
+}
+
+Status ArrivalQueues::open_counters(const std::vector<std::unique_ptr<Nic>>& nics, uint32_t qkey) {
+    made_.resize(n_);
+    biases_.assign(n_, 0);
+    for (size_t rail = 0; rail < n_rails_; ++rail) {
+        Cq cq;  // neither sends nor plain writes end in it
+        CqAttr attr;
+        attr.depth = kIdleCqDepth;
+        EFA_TRY(nics[rail]->create_cq(attr, &cq));
+        cqs_.emplace_back(nics[rail].get(), cq.handle);
+        for (size_t index = rail; index < n_; index += n_rails_) EFA_TRY(open_queue(*nics[rail], cq.handle, qkey, index));
+    }
+    if (words_kind_ == MemoryKind::kHost)
+        for (size_t i = 0; i < n_; ++i)
+            // Acquire: as every look at a counter. Nobody sends yet; a device may hold another start than zero.
+            biases_[i] = static_cast<uint32_t>(__atomic_load_n(reinterpret_cast<uint64_t*>(words_) + i, __ATOMIC_ACQUIRE));
+    return Status();
+}
+
+Status ArrivalQueues::open_queue(Nic& nic, uint64_t cq, uint32_t qkey, size_t index) {
+    Made& made = made_[index];
+    made.nic = &nic;
+    QpAttr qp_attr;
+    qp_attr.send_cq = qp_attr.recv_cq = cq;
+    qp_attr.sq_depth = kIdleSqDepth;
+    qp_attr.unsolicited_recv = nic.info().caps.unsolicited_write_recv;  // as the senders' queues: both ends must agree
+    qp_attr.qkey = qkey;
+    Qp qp;
+    EFA_TRY(nic.create_qp(qp_attr, &qp));
+    made.qp = qp.handle;
+    made.qp_num = static_cast<uint16_t>(qp.qp_num);
+    CounterAttr counter;
+    counter.completions = reinterpret_cast<uint64_t*>(words_) + index;
+    counter.errors = counter.completions + n_;
+    counter.kind = words_kind_;
+    EFA_TRY(nic.create_counter(counter, &made.counter));
+    return nic.attach_counter(made.qp, made.counter, kCountRemoteWrite);
+}
+
+Status ArrivalQueues::exchange(const Bootstrap& bootstrap, const Job& job) {
+    const size_t n_pes = job.peers.size(), per_pe = size_t{slots_} * n_rails_;
+    std::vector<uint16_t> mine(n_), all(n_ * n_pes);
+    for (size_t i = 0; i < n_; ++i) mine[i] = made_[i].qp_num;
+    EFA_TRY(bootstrap.allgather(mine.data(), all.data(), n_ * sizeof(uint16_t)).with_context("bootstrap allgather of arrival queues"));
+    targets_.resize(n_);
+    for (size_t pe = 0; pe < n_pes; ++pe)
+        for (size_t i = 0; i < per_pe; ++i) {
+            const WqeTarget& agent = job.peers[pe].agent[i % n_rails_];  // same device, same key
+            targets_[pe * per_pe + i] = {agent.ah, all[pe * n_ + static_cast<size_t>(job.pe) * per_pe + i], agent.qkey};
+        }
+    return Status();
+}
+
+std::string ArrivalQueues::describe() const {
+    return "arrivals at " + std::to_string(slots_) + " slots a PE by counters in " +
+           (words_kind_ == MemoryKind::kCuda ? "GPU" : "host") + " memory";
+}
+
+}  // namespace nvshmem_efa
