@@ -98,6 +98,9 @@ __device__ inline uint8_t load_acquire_sys(const uint8_t* from) {
 __device__ inline void store_release_sys(uint32_t* to, uint32_t value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
+__device__ inline void store_release_sys(uint64_t* to, uint64_t value) {
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
 __device__ inline void fence_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 // A release, which compiles to MEMBAR.SYS and the store: the MEMBAR ends when all earlier stores of the thread, and those
 // it has seen of others, are out; nothing after it is issued before. A fence and a relaxed store are the same MEMBAR,
@@ -176,6 +179,7 @@ NVSHMEM_EFA_HD inline uint8_t load_acquire_sys(const uint8_t* from) {
     return __atomic_load_n(from, __ATOMIC_ACQUIRE);
 }
 NVSHMEM_EFA_HD inline void store_release_sys(uint32_t* to, uint32_t value) { store_release_gpu(to, value); }
+NVSHMEM_EFA_HD inline void store_release_sys(uint64_t* to, uint64_t value) { store_release_gpu(to, value); }
 NVSHMEM_EFA_HD inline void fence_sys() {
     NVSHMEM_EFA_STEP();
     wc_flush();

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who works together on a token: the lanes of a warp, or one CPU thread. Protocol code takes such a group as `lanes`:
+//   rank(), size()   of the caller in it; rank 0 acts for all
+//   sync()           what every member stored before is seen by every member after
+//   share(v)         v of rank 0, for all
+//   sum(v), any(v)   over all members, for all
+// Below it: copies, flags, waits and bf16 in terms of a group. Free of std::, for nvcc, NVRTC and the CPU.
+#pragma once
+
+#include "nvshmem_efa/memory_order.h"
+
+#if !defined(__CUDACC__)
+#include <sched.h>
+#include <time.h>
+#endif
+
+namespace nvshmem_efa::ep {
+
+struct OneLane {
+    NVSHMEM_EFA_HD uint32_t rank() const { return 0; }
+    NVSHMEM_EFA_HD uint32_t size() const { return 1; }
+    NVSHMEM_EFA_HD void sync() const {}
+    NVSHMEM_EFA_HD uint64_t share(uint64_t value) const { return value; }
+    NVSHMEM_EFA_HD uint32_t sum(uint32_t value) const { return value; }
+    NVSHMEM_EFA_HD bool any(bool value) const { return value; }
+};
+
+#if defined(__CUDACC__)
+// All 32 lanes, converged.
+struct WarpLanes {
+    uint32_t lane;
+    __device__ uint32_t rank() const { return lane; }
+    __device__ uint32_t size() const { return 32; }
+    __device__ void sync() const { __syncwarp(); }
+    __device__ uint64_t share(uint64_t value) const {
+        return __shfl_sync(0xffffffffu, static_cast<unsigned long long>(value), 0);
+    }
+    __device__ uint32_t sum(uint32_t value) const { return __reduce_add_sync(0xffffffffu, value); }
+    __device__ bool any(bool value) const { return __any_sync(0xffffffffu, value) != 0; }
+};
+#endif
+
+// ---- copies ----
+
+// `bytes` is a multiple of 16, both ends are 16-byte aligned. Other members' parts are there after sync().
+template <class Lanes>
+NVSHMEM_EFA_HD inline void copy_rows(const Lanes& lanes, void* to, const void* from, size_t bytes) {
+#if defined(__CUDA_ARCH__)
+    uint4* const out = static_cast<uint4*>(to);
+    const uint4* const in = static_cast<const uint4*>(from);
+    const size_t n = bytes / 16;
+    size_t i = lanes.rank();
+    // Four loads in flight a lane, as one alone waits for memory most of the time.
+    for (; i + 3 * lanes.size() < n; i += 4 * lanes.size()) {
+        const uint4 a = in[i], b = in[i + lanes.size()], c = in[i + 2 * lanes.size()], d = in[i + 3 * lanes.size()];
+        out[i] = a;
+        out[i + lanes.size()] = b;
+        out[i + 2 * lanes.size()] = c;
+        out[i + 3 * lanes.size()] = d;
+    }
+    for (; i < n; i += lanes.size()) out[i] = in[i];
+#else
+    static_cast<void>(lanes);
+    memcpy(to, from, bytes);
+#endif
+}
+
+// ---- flags: words that one rank writes and another polls ----
+
+// What all members stored before is there for whoever sees the value with flag_load().
+template <class Lanes>
+NVSHMEM_EFA_HD inline void flag_store(const Lanes& lanes, uint64_t* flag, uint64_t value) {
+    lanes.sync();
+    // pairs with the acquire in flag_load(); it is cumulative over what sync() made known to lane 0
+    if (lanes.rank() == 0) order::store_release_sys(flag, value);
+}
+
+// pairs with the release in flag_store()
+NVSHMEM_EFA_HD inline uint64_t flag_load(const uint64_t* flag) { return order::load_acquire_sys(flag); }
+
+// ---- waits ----
+
+// Nanoseconds since some moment, the same for all of this process (or GPU).
+NVSHMEM_EFA_HD inline uint64_t clock_ns() {
+#if defined(__CUDA_ARCH__)
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+#elif !defined(__CUDACC__)
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<uint64_t>(now.tv_sec) * 1000000000ull + static_cast<uint64_t>(now.tv_nsec);
+#else
+    return 0;
+#endif
+}
+
+// One turn of a wait. CPU ranks may outnumber the processors, so a thread that waits soon gives its own away.
+NVSHMEM_EFA_HD inline void wait_turn(uint32_t turn) {
+#if defined(__CUDA_ARCH__)
+    order::pause_longer(turn);
+#elif !defined(__CUDACC__)
+    if (turn < 64) {
+        order::pause();
+    } else if (turn < 2048) {
+        sched_yield();
+    } else {
+        const timespec nap{0, 20000};
+        nanosleep(&nap, nullptr);
+    }
+#endif
+}
+
+// Waits until the flag is at least `value`; false when `deadline_ns` (of clock_ns()) passed first. All members get the
+// same answer, and see what was stored before the flag.
+template <class Lanes>
+NVSHMEM_EFA_HD inline bool flag_wait(const Lanes& lanes, const uint64_t* flag, uint64_t value, uint64_t deadline_ns) {
+    bool is_there = true;
+    if (lanes.rank() == 0) {
+        for (uint32_t turn = 0; flag_load(flag) < value; ++turn) {
+            if ((turn & 15u) == 15u && clock_ns() > deadline_ns) {
+                is_there = flag_load(flag) >= value;
+                break;
+            }
+            wait_turn(turn);
+        }
+    }
+    is_there = lanes.share(is_there) != 0;
+    lanes.sync();
+    return is_there;
+}
+
+// ---- bf16 ----
+
+NVSHMEM_EFA_HD inline float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+NVSHMEM_EFA_HD inline uint32_t bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+NVSHMEM_EFA_HD inline float bf16_to_float(uint16_t value) { return float_of_bits(static_cast<uint32_t>(value) << 16); }
+// To nearest, ties to even. A NaN becomes the quiet 0x7fff, whatever its payload.
+NVSHMEM_EFA_HD inline uint16_t bf16_of_float(float value) {
+    const uint32_t bits = bits_of_float(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+}  // namespace nvshmem_efa::ep
