@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank's side of the exchange in the C library: its life, and the memory that results lie in."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Sequence
+from ctypes import byref, c_int64, c_void_p
+
+import torch
+
+from deep_ep import native
+from deep_ep.errors import Code, ExchangeError
+from deep_ep.group import Gather, Ranks
+
+# After these nothing is agreed between the ranks any more, so that closing does not wait for anybody.
+_BREAKING = {Code.PEER, Code.TIMEOUT, Code.DEVICE, Code.MISMATCH, Code.PROTOCOL, Code.AUTH, Code.INTERNAL}
+
+
+class Memory:
+    """Bytes of the exchange. Tensors over them keep them, and with them the exchange."""
+
+    def __init__(self, address: int, array: ctypes.Array[ctypes.c_uint8]) -> None:
+        self.address = address
+        self._array = array
+
+    def tensor(self, address: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+        """A tensor whose first element lies at `address`, which is inside."""
+        count = 1
+        for size in shape:
+            count *= size
+        if count == 0:
+            return torch.empty(tuple(shape), dtype=dtype, device="cpu")
+        return torch.frombuffer(self._array, dtype=dtype, count=count, offset=address - self.address).view(tuple(shape))
+
+
+class Exchange:
+    """What `Buffer.runtime` is. Its memory outlives close() for as long as tensors over it live."""
+
+    def __init__(self, ranks: Ranks, options: native.Options) -> None:
+        """Collective. ExchangeError, or what the group's own collective raised."""
+        self.rank, self.n_ranks = ranks.rank, ranks.size
+        self.nvlink_ranks = int(options.nvlink_ranks)
+        self._gather = Gather(ranks)
+        self._callback = native.AllGather(self._gather)
+        self._lock = threading.RLock()  # entered again by finalizers that the garbage collector runs in between
+        self._lent = 0
+        self._is_open = False
+        self._has_failed = self._is_broken = False
+        self._handle = c_void_p()
+        try:
+            native.call("ep_open", byref(options), self._callback, None, byref(self._handle))
+        except ExchangeError as error:
+            if self._gather.error is not None:
+                raise error from self._gather.error
+            raise
+        self._is_open = True
+
+    def call(self, name: str, *arguments: object) -> None:
+        """A function of the group. ExchangeError says what failed, and which rank was waited for."""
+        if not self._is_open:
+            raise ExchangeError("the exchange is closed", Code.INVALID_ARGUMENT)
+        try:
+            native.call(name, self._handle, *arguments)
+        except ExchangeError as error:
+            self._has_failed = True
+            self._is_broken = self._is_broken or error.code in _BREAKING
+            raise
+
+    def place(self, n_bytes: int) -> Memory:
+        """A block that peers can write into, given back when the last tensor over it is gone. Not collective."""
+        if not self._is_open:
+            raise ExchangeError("the exchange is closed", Code.INVALID_ARGUMENT)
+        address = native.library().ep_place(self._handle, max(n_bytes, 1))
+        if not address:
+            raise MemoryError(f"rank {self.rank}: no room for a result of {n_bytes} bytes in shared memory")
+        return self._lend(address, n_bytes, is_block=True)
+
+    def buffer(self, is_rdma: bool) -> tuple[Memory | None, int]:
+        """The raw buffer and its bytes; no memory when it has none."""
+        base, n_bytes = c_void_p(), c_int64()
+        self.call("ep_buffer", int(is_rdma), byref(base), byref(n_bytes))
+        if not base.value or n_bytes.value == 0:
+            return None, 0
+        return self._lend(base.value, n_bytes.value, is_block=False), n_bytes.value
+
+    def window(self, address: int, n_bytes: int) -> Memory:
+        """Memory of the exchange at an address that the library gave."""
+        return self._lend(address, n_bytes, is_block=False)
+
+    def close(self) -> None:
+        """Collective: all ranks arrive, then each gives back what it has; again: nothing.
+
+        Waits for nobody when an earlier call has shown that others are gone. ExchangeError when a rank does not come.
+        """
+        with self._lock:
+            if not self._is_open:
+                return
+        had_failed = self._has_failed
+        try:
+            if not self._is_broken:
+                self.call("ep_barrier")
+        except ExchangeError as error:
+            if not had_failed or error.code != Code.PEER:  # what broke it was said when it broke
+                raise
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Gives back what this rank has, at once or with the last tensor over its memory. Waits for nobody."""
+        with self._lock:
+            self._is_open = False
+            self._free_if_unused()
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
+
+    def describe(self) -> str:
+        """Ranks, domains, devices and the way of arrival, in one line."""
+        return self._text("ep_describe")
+
+    def stats_json(self) -> str:
+        """Counts since the start, as a JSON object."""
+        return self._text("ep_stats_json")
+
+    def is_available(self) -> bool:
+        return self._is_open
+
+    def get_num_rdma_ranks(self) -> int:
+        return self.n_ranks // self.nvlink_ranks
+
+    def get_rdma_rank(self) -> int:
+        return self.rank // self.nvlink_ranks
+
+    def _text(self, name: str) -> str:
+        if not self._is_open:
+            raise ExchangeError("the exchange is closed", Code.INVALID_ARGUMENT)
+        return (getattr(native.library(), name)(self._handle) or b"").decode(errors="replace")
+
+    def _lend(self, address: int, n_bytes: int, is_block: bool) -> Memory:
+        array = (ctypes.c_uint8 * max(n_bytes, 1)).from_address(address)
+        with self._lock:
+            self._lent += 1
+        back = weakref.finalize(array, self._take_back, address if is_block else None)
+        back.atexit = False  # the process's end gives all back; tensors may still be read on the way there
+        return Memory(address, array)
+
+    def _take_back(self, block: int | None) -> None:
+        with self._lock:
+            if block is not None:
+                native.library().ep_unplace(self._handle, block)
+            self._lent -= 1
+            self._free_if_unused()
+
+    def _free_if_unused(self) -> None:
+        if not self._is_open and self._lent == 0 and self._handle:
+            handle, self._handle = self._handle, c_void_p()
+            native.library().ep_abandon(handle)
