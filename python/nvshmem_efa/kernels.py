@@ -74,8 +74,8 @@ def build(name: str, arch: str, compiler: Compiler | None = None, cache: Path | 
     image = _load(path)
     was_cached = image is not None
     if image is None:
-        include = f"--include-path={_folder('include')}"
-        image = compiler.compile(source.read_text(), source.name, [*options, include])
+        include = [f"--include-path={_folder(kind)}" for kind in ("include", "kernels")]
+        image = compiler.compile(source.read_text(), source.name, [*options, *include])
         _store(path, image)
     return Built(name, arch, path, len(image), was_cached, time.monotonic() - started)
 
@@ -140,10 +140,10 @@ def _inputs(source: Path, options: Sequence[str], version: tuple[int, int]) -> I
     yield f"{version[0]}.{version[1]}".encode()
     yield from (option.encode() for option in options)
     yield source.read_bytes()
-    headers = _folder("include")
-    for path in sorted(path for path in headers.rglob("*") if path.is_file()):
-        yield str(path.relative_to(headers)).encode()
-        yield path.read_bytes()
+    for folder, files in ((_folder("include"), "*"), (_folder("kernels"), "*.h")):
+        for path in sorted(path for path in folder.rglob(files) if path.is_file()):
+            yield str(path.relative_to(folder)).encode()
+            yield path.read_bytes()
 
 
 def _trailer(image: bytes) -> bytes:
