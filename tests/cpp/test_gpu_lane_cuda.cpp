@@ -3,6 +3,7 @@
 // touches it, and is read back by copies. The test plays the GPU through the fake's view of that memory.
 #include "fake_cuda/fake_cuda.h"
 #include "gpu_lane_rig.h"
+#include "nvshmem_efa/counted.cuh"
 
 using namespace gpu_lane_rig;
 
@@ -34,6 +35,7 @@ T* device_memory(T* at) {
 struct GpuView {
     DeviceState state;
     std::vector<GpuQueue> queues;
+    std::vector<ArrivalQueue> arrival_queues;
     explicit GpuView(const DeviceState* at) {
         const DeviceState* seen = on_gpu(at);
         state = *seen;
@@ -63,6 +65,19 @@ struct GpuView {
         state.locals = on_gpu(state.locals);
         state.local_lkeys = on_gpu(state.local_lkeys);
         state.errors = pinned(state.errors);
+        if (state.arrival_slots == 0) return;
+        state.arrival_targets = on_gpu(state.arrival_targets);
+        state.arrival_biases = on_gpu(state.arrival_biases);
+        state.arrival_counts = state.arrival_queues ? on_gpu(state.arrival_counts) : pinned(state.arrival_counts);
+        state.shared = on_gpu(state.shared);
+        for (uint32_t rail = 0; state.arrival_queues && rail < state.n_rails; ++rail) {
+            ArrivalQueue& queue = arrival_queues.emplace_back(*on_gpu(state.arrival_queues + rail));
+            queue.cq_entries = device_memory(queue.cq_entries);
+            queue.recv_doorbell = queue.recv_depth ? device_memory(queue.recv_doorbell) : nullptr;
+            queue.counts = on_gpu(queue.counts);
+            queue.state = on_gpu(queue.state);
+        }
+        if (state.arrival_queues) state.arrival_queues = arrival_queues.data();
     }
     void look_again() {
         state.n_chunks = __atomic_load_n(n_chunks, __ATOMIC_ACQUIRE);
@@ -130,6 +145,30 @@ TEST(what_a_gpu_posted_and_failed_is_named) {
     CHECK(post_write(other.state, 0, addr(gpu.job->pes[1].word(0)), addr(gpu.job->pes[1].word(100)), 8, 0, 0, 0x5000));
     CHECK(!shared_quiet(other.state.queues[0], 0));
     CHECK_FAILS(gpu.job->pes[1].transport->progress(Lane::kProxy), Code::kDevice, "PE 1 -> PE 0 (GPU queue 0 of soft0)");
+}
+
+TEST(a_gpu_finds_what_counts_arrivals_whatever_counts) {
+    for (const char* source : {"counters", "immediates"})
+        for (const char* profile : {"efa3", "efa2"}) {
+            if (std::strcmp(source, "counters") == 0 && std::strcmp(profile, "efa2") == 0) continue;  // it has none
+            Knobs knobs = default_knobs();
+            knobs.arrivals = 2;
+            knobs.arrival_source = source;
+            knobs.soft_profile = profile;
+            GpuJob gpu(knobs);
+            GpuView from(gpu.job->pes[0].state), to(gpu.job->pes[1].state);
+            from.look_again();
+            for (uint32_t round = 1; round <= 3; ++round) {
+                for (size_t i = 0; i < 8; ++i)
+                    CHECK(put_counted_nbi(from.state, gpu.job->pes[0].word(100 + i), gpu.job->pes[0].word(i), 8, 1, 1));
+                CHECK(wait_arrivals(to.state, 0, 1, 8 * round));
+            }
+            CHECK_EQ(arrivals(to.state, 0, 1), 24u);
+            CHECK_EQ(fake_cuda_violations(), uint64_t{0});
+            fake_cuda_forbid_allocation(0);
+            gpu.job.reset();
+            CHECK_EQ(gpu.mappings(), 0);
+        }
 }
 
 TEST(memory_that_comes_and_goes_is_told_while_kernels_run_without_allocating) {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// What both sources of counts share, and counters. Immediates: arrival_immediates.cpp.
 #include "arrival_queues.h"
 
 #include <sys/mman.h>
@@ -12,14 +13,15 @@ namespace nvshmem_efa {
 
 namespace {
 
-constexpr size_t kPage = 65536;  // the largest base page of the machines we know
+constexpr size_t kArrivalPage = 65536;  // the largest base page of the machines we know
 constexpr uint32_t kIdleCqDepth = 16;
-constexpr uint32_t kIdleSqDepth = 8;  // nothing is sent from a target
 constexpr const char* kSources[] = {"auto", "counters", "immediates"};
+constexpr uint8_t kAuto = 0, kImmediates = 2;
 
 Status check_limit(const Job& job, const Nic& nic, uint32_t needed, uint32_t have, const char* what) {
     if (needed <= have) return Status();
-    return Status::error(Code::kResource, "lower NVSHMEM_EFA_ARRIVALS", "%u arrival slots for each of %d PEs need %u %s on %s, which has %u",
+    return Status::error(Code::kResource, "lower NVSHMEM_EFA_ARRIVALS, or set NVSHMEM_EFA_ARRIVAL_SOURCE=immediates",
+                         "%u arrival slots for each of %d PEs need %u %s on %s, which has %u",
                          job.arrival_slots, job.n_pes, needed, what, nic.info().name.c_str(), have);
 }
 
@@ -49,11 +51,22 @@ Status settle_arrivals(const std::vector<Hello>& hellos, Job* job) {
                                  "NVSHMEM_EFA_ARRIVALS=%u, and PE %d has no queues from which counted puts are sent",
                                  job->arrival_slots, hello.pe);
         }
-        if (hello.has_counters == 0) {
-            return Status::error(Code::kUnsupported, "they need p5en or newer, efa.ko 3.3 and rdma-core v65; set NVSHMEM_EFA_ARRIVALS=0",
-                                 "PE %d has a device without completion counters, so that counted puts cannot be counted", hello.pe);
-        }
     }
+    const uint8_t wish = hellos[0].arrival_source;
+    const Hello* lacks_counters = nullptr;
+    for (const Hello& hello : hellos)
+        if (!hello.has_counters) lacks_counters = &hello;
+    job->arrivals_by_immediate = wish == kImmediates || (wish == kAuto && lacks_counters);
+    if (!job->arrivals_by_immediate && lacks_counters) {
+        return Status::error(Code::kUnsupported, "they need p5en or newer, efa.ko 3.3 and rdma-core v65; or set NVSHMEM_EFA_ARRIVAL_SOURCE=auto",
+                             "PE %d has a device without completion counters, so that its arrivals cannot be counted", lacks_counters->pe);
+    }
+    for (const Hello& hello : hellos)
+        if (job->arrivals_by_immediate && hello.unsolicited != hellos[0].unsolicited) {
+            return Status::error(Code::kUnsupported, "use devices of one kind, or set NVSHMEM_EFA_ARRIVALS=0",
+                                 "devices of PE %d and PE %d differ in unsolicited write receive, so that immediates cannot pass between them",
+                                 hellos[0].pe, hello.pe);
+        }
     return Status();
 }
 
@@ -63,15 +76,23 @@ Status ArrivalQueues::open(const Job& job, const std::vector<std::unique_ptr<Nic
     made->slots_ = job.arrival_slots;
     made->n_rails_ = job.n_rails;
     made->n_ = static_cast<size_t>(job.n_pes) * made->slots_ * made->n_rails_;
-    for (size_t rail = 0; rail < job.n_rails; ++rail) EFA_TRY(check_limits(job, *nics[rail], attr));
-    EFA_TRY(made->choose_memory(attr.posters, attr.is_soft).with_context("counters of arrivals"));
-    EFA_TRY(made->open_counters(nics, attr.qkey).with_context("counters of arrivals"));
+    made->made_.resize(made->n_);
+    made->biases_.assign(made->n_, 0);
+    if (job.arrivals_by_immediate) {
+        EFA_TRY(made->open_immediates(job, nics, attr).with_context("immediates of arrivals"));
+    } else {
+        for (size_t rail = 0; rail < job.n_rails; ++rail) EFA_TRY(check_limits(job, *nics[rail], attr));
+        EFA_TRY(made->choose_memory(attr.posters, attr.is_soft).with_context("counters of arrivals"));
+        EFA_TRY(made->open_counters(nics, attr.qkey).with_context("counters of arrivals"));
+        made->unread_max_ = kCounterMask31;
+    }
     *queues = std::move(made);
     return Status();
 }
 
 // The GPU's page tables first, then those who write the memory, then the memory.
 ArrivalQueues::~ArrivalQueues() {
+    close_immediates();
     host_map_.unmap();
     for (const Made& made : made_)
         if (made.qp) (void)made.nic->destroy_qp(made.qp);
@@ -86,9 +107,9 @@ ArrivalQueues::~ArrivalQueues() {
 // host memory is not: it serves posters that are CPU threads, the software device, which counts when the copy is done,
 // and GPUs whose memory no counter can be put into.
 Status ArrivalQueues::choose_memory(MemoryKind posters, bool is_soft) {
-    bytes_ = (2 * n_ * sizeof(uint64_t) + kPage - 1) / kPage * kPage;
+    const size_t bytes = 2 * n_ * sizeof(uint64_t);
     if (posters == MemoryKind::kCuda && !is_soft) {
-        const Status status = gpu_memory_.allocate_zeroed(bytes_);
+        const Status status = gpu_memory_.allocate_zeroed(bytes);
         if (status.ok()) {
             words_ = gpu_memory_.data();
             words_kind_ = MemoryKind::kCuda;
@@ -97,10 +118,11 @@ Status ArrivalQueues::choose_memory(MemoryKind posters, bool is_soft) {
         }
         EFA_LOG(kWarn, "gpu", "counters of arrivals go to host memory: %s", status.message());
     }
-    return map_host_memory(posters);
+    return map_host_memory(bytes, posters);
 }
 
-Status ArrivalQueues::map_host_memory(MemoryKind posters) {
+Status ArrivalQueues::map_host_memory(size_t bytes, MemoryKind posters) {
+    bytes_ = (bytes + kArrivalPage - 1) / kArrivalPage * kArrivalPage;
     void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         return Status::error(Code::kResource, "free memory", "no memory for %zu bytes of counters: %s", bytes_, strerror(errno));
@@ -113,8 +135,6 @@ Status ArrivalQueues::map_host_memory(MemoryKind posters) {
 }
 
 Status ArrivalQueues::open_counters(const std::vector<std::unique_ptr<Nic>>& nics, uint32_t qkey) {
-    made_.resize(n_);
-    biases_.assign(n_, 0);
     for (size_t rail = 0; rail < n_rails_; ++rail) {
         Cq cq;  // neither sends nor plain writes end in it
         CqAttr attr;
@@ -165,8 +185,9 @@ Status ArrivalQueues::exchange(const Bootstrap& bootstrap, const Job& job) {
 }
 
 std::string ArrivalQueues::describe() const {
-    return "arrivals at " + std::to_string(slots_) + " slots a PE by counters in " +
-           (words_kind_ == MemoryKind::kCuda ? "GPU" : "host") + " memory";
+    const std::string text = "arrivals at " + std::to_string(slots_) + " slots a PE by ";
+    if (rails_.empty()) return text + "counters in " + (words_kind_ == MemoryKind::kCuda ? "GPU" : "host") + " memory";
+    return text + "immediates in " + (rails_[0]->gpu_entries.data() ? "GPU" : "host") + " memory";
 }
 
 }  // namespace nvshmem_efa

@@ -43,11 +43,15 @@ class ArrivalQueues {
     Status exchange(const Bootstrap& bootstrap, const Job& job);
 
     const std::vector<DeviceTarget>& targets() const { return targets_; }  // what this PE sends to
-    const uint64_t* counts_at_posters() const { return counts_at_posters_; }
-    const std::vector<uint32_t>& biases() const { return biases_; }  // what the counts held at the start
+    const uint64_t* counts_at_posters() const { return counts_at_posters_; }  // null with immediates: posters keep the counts
+    const std::vector<uint32_t>& biases() const { return biases_; }           // what the counts held at the start
+    // With immediates, [rail] as posters see them, but for what lies in the posters' memory; else empty.
+    const std::vector<ArrivalQueue>& queues() const { return queues_; }
+    uint32_t unread_max() const { return unread_max_; }  // see DeviceState::arrival_unread_max
     std::string describe() const;  // "arrivals at 4 slots a PE by counters in host memory"
 
    private:
+    static constexpr uint32_t kIdleSqDepth = 8;  // nothing is sent from a target
     struct Made {
         Nic* nic = nullptr;
         uint64_t qp = 0, counter = 0;
@@ -57,7 +61,22 @@ class ArrivalQueues {
     Status open_counters(const std::vector<std::unique_ptr<Nic>>& nics, uint32_t qkey);
     Status open_queue(Nic& nic, uint64_t cq, uint32_t qkey, size_t index);
     Status choose_memory(MemoryKind posters, bool is_soft);
-    Status map_host_memory(MemoryKind posters);
+    Status map_host_memory(size_t bytes, MemoryKind posters);
+    // arrival_immediates.cpp
+    struct Rail {
+        Nic* nic = nullptr;
+        Cq cq;
+        Qp qp;
+        MemoryRegion buffer;
+        cuda::GpuMemory gpu_entries;
+        cuda::GpuMapping entries_map, doorbell_map;
+    };
+    Status open_immediates(const Job& job, const std::vector<std::unique_ptr<Nic>>& nics, const ArrivalAttr& attr);
+    Status open_entries(Rail* rail, uint32_t depth, const ArrivalAttr& attr);
+    Status open_receiver(Rail* rail, uint32_t depth, const ArrivalAttr& attr);
+    Status fill_receives(Rail* rail);
+    Status show_to_posters(Rail* rail, const ArrivalAttr& attr);
+    void close_immediates();
 
     uint32_t slots_ = 0;
     size_t n_rails_ = 0, n_ = 0;
@@ -72,6 +91,9 @@ class ArrivalQueues {
     uint8_t* words_ = nullptr;  // completions [n_], then errors [n_]; where the device writes them
     MemoryKind words_kind_ = MemoryKind::kHost;
     const uint64_t* counts_at_posters_ = nullptr;
+    uint32_t unread_max_ = 0;
+    std::vector<std::unique_ptr<Rail>> rails_;  // with immediates
+    std::vector<ArrivalQueue> queues_;
 };
 
 }  // namespace nvshmem_efa

@@ -82,6 +82,10 @@ void GpuLane::lay_out() {
     const size_t n_arrivals = arrivals_ ? arrivals_->targets().size() : 0;
     layout_.arrival_targets = take(n_arrivals * sizeof(DeviceTarget));
     layout_.arrival_biases = take(n_arrivals * sizeof(uint32_t));
+    const size_t n_arrival_queues = arrivals_ ? arrivals_->queues().size() : 0;
+    layout_.arrival_counts = take(n_arrival_queues ? n_arrivals * sizeof(uint64_t) : 0);
+    layout_.arrival_states = take(n_arrival_queues * sizeof(ArrivalQueueState));
+    layout_.arrival_queues = take(n_arrival_queues * sizeof(ArrivalQueue));
     layout_.end = at;
 }
 
@@ -204,6 +208,18 @@ void GpuLane::fill_arrivals(uint8_t* image, DeviceState* state) const {
     state->arrival_biases = memory_->at<const uint32_t>(layout_.arrival_biases);
     state->arrival_counts = arrivals_->counts_at_posters();
     state->arrival_slots = job_.arrival_slots;
+    state->arrival_unread_max = arrivals_->unread_max();
+    const std::vector<ArrivalQueue>& queues = arrivals_->queues();
+    if (queues.empty()) return;
+    auto* const counts = memory_->at<uint64_t>(layout_.arrival_counts);
+    for (size_t i = 0; i < queues.size(); ++i) {
+        ArrivalQueue queue = queues[i];
+        queue.counts = counts;
+        queue.state = memory_->at<ArrivalQueueState>(layout_.arrival_states + i * sizeof(ArrivalQueueState));
+        memcpy(image + layout_.arrival_queues + i * sizeof queue, &queue, sizeof queue);
+    }
+    state->arrival_counts = counts;
+    state->arrival_queues = memory_->at<const ArrivalQueue>(layout_.arrival_queues);
 }
 
 std::string GpuLane::describe() const {

@@ -58,7 +58,7 @@ class GpuLane {
     struct Layout {
         size_t queue_states, peers, shared, live_end;
         size_t state, queues, targets, reply_busy, chunks, lkeys, remote_bases, rkeys, locals, local_lkeys, notes;
-        size_t arrival_targets, arrival_biases, end;
+        size_t arrival_targets, arrival_biases, arrival_counts, arrival_states, arrival_queues, end;
     };
     struct Found {
         const GpuQueueError* record = nullptr;

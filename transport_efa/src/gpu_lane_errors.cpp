@@ -119,6 +119,15 @@ Status GpuLane::name_wait(const GpuQueueError& record, size_t index) const {
                 return Status::error(Code::kInvalidArgument, "raise NVSHMEM_EFA_ARRIVALS on all PEs",
                                      "PE %d -> PE %u (GPU): slot %u for counted puts, of %u", job_.pe, record.pe, record.slot,
                                      job_.arrival_slots);
+            case DeviceWait::kStrayArrival:
+                return Status::error(Code::kPeer, "is that PE of another build, or another program?",
+                                     "PE %u -> PE %d (GPU): a completion with status %llu and immediate %#llx, which no counted put makes",
+                                     record.pe, job_.pe, static_cast<unsigned long long>(record.completed), address);
+            case DeviceWait::kLostArrivals:
+                return Status::error(Code::kResource, "wait for arrivals more often, or set NVSHMEM_EFA_ARRIVAL_SOURCE=counters",
+                                     "PE %d (GPU), waiting for PE %u: more than %llu counted puts came to %s before anybody looked, and "
+                                     "some are lost", job_.pe, record.pe, static_cast<unsigned long long>(record.posted),
+                                     nics_[static_cast<size_t>(record.remote_addr) % nics_.size()]->info().name.c_str());
             case DeviceWait::kArrivals:
                 return Status::error(Code::kTimeout, "look at that PE's log first; if it is only slow, raise NVSHMEM_EFA_TIMEOUT_MS",
                                      "PE %u -> PE %d (GPU): counted puts to slot %u did not arrive within %llu ms (%llu of %llu)",

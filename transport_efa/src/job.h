@@ -60,6 +60,7 @@ struct Job {
     bool count_by_immediate = false;  // all devices have unsolicited write receive
     bool writes_once = false;  // all devices place each payload once
     uint32_t arrival_slots = 0;  // of each PE, for counted puts of each other PE
+    bool arrivals_by_immediate = false;
     uint64_t segment_bytes = 0;       // longest single RDMA operation
     uint64_t stripe_bytes = 0;
     uint64_t timeout_ms = 0;

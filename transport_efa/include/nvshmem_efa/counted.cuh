@@ -7,7 +7,7 @@
 // NVSHMEM_EFA_ARRIVALS=n gives each PE n slots for every source PE.
 #pragma once
 
-#include "nvshmem_efa/device_post.h"
+#include "nvshmem_efa/arrival_queue.h"
 #include "nvshmem_efa/device_scope.h"
 
 namespace nvshmem_efa {
@@ -20,18 +20,34 @@ NVSHMEM_EFA_HD inline bool slot_is_good(const DeviceState& state, int pe, uint32
     return fail(state, {DeviceWait::kBadSlot, static_cast<uint32_t>(pe), slot, addr, state.arrival_slots, slot});
 }
 
-// Of the first rail; those of the others follow.
-NVSHMEM_EFA_HD inline uint32_t arrival_index(const DeviceState& state, uint32_t pe, uint32_t slot) {
-    return (pe * state.arrival_slots + slot) * state.n_rails;
-}
-
 NVSHMEM_EFA_HD inline SendWqe counted_wqe(const DeviceState& state, const Piece& piece, uint32_t rail, uint32_t pe, uint32_t slot) {
     const DeviceTarget target = state.arrival_targets[arrival_index(state, pe, slot) + rail];
     SendWqe wqe;
     wqe_begin(wqe, SendOpcode::kRdmaWrite, {target.ahn, target.qp_num, target.qkey}, 0, false, 0);
     wqe_set_remote(wqe, piece.there.addr, piece.bytes, piece.there.keys[rail]);
     wqe_set_local(wqe, piece.here.addr, piece.bytes, piece.here.keys[rail]);
+    if (state.arrival_queues) wqe_set_immediate(wqe, arrival_immediate(static_cast<uint32_t>(state.pe), slot));
     return wqe;
+}
+
+// As arrivals(), without a look at completions.
+NVSHMEM_EFA_HD inline uint32_t arrivals_known(const DeviceState& state, uint32_t pe, uint32_t slot) {
+    const uint32_t first = arrival_index(state, pe, slot);
+    uint32_t sum = 0;
+    for (uint32_t rail = 0; rail < state.n_rails; ++rail) {
+        // Acquire pairs with the device's write of its counter (soft device: Device::count()), or with the release in
+        // arrival_count(): what is counted is placed.
+        sum += static_cast<uint32_t>(order::load_acquire_sys(state.arrival_counts + first + rail)) - state.arrival_biases[first + rail];
+    }
+    return sum & kCounterMask31;
+}
+
+// The deadline of a wait for arrivals has passed. Always false.
+NVSHMEM_EFA_COLD inline bool fail_arrivals(const DeviceState& state, uint32_t pe, uint32_t slot, uint32_t count, uint32_t seen) {
+    for (uint32_t rail = 0; state.arrival_queues && rail < state.n_rails; ++rail)
+        if (arrivals_are_lost(state, rail))
+            return fail(state, {DeviceWait::kLostArrivals, pe, slot, rail, state.arrival_queues[rail].cq_depth, 0});
+    return fail(state, {DeviceWait::kArrivals, pe, slot, 0, count & kCounterMask31, seen});
 }
 
 // Whether `count` arrivals are among `seen`: counts wrap at 2^31.
@@ -89,28 +105,23 @@ NVSHMEM_EFA_HD inline uint32_t counted_requests(const DeviceState& state, const 
 // it writes again what it knows from it to have arrived, or know its own puts complete: docs/ordering.md, rule 1.
 // Pre: such a slot and PE exist.
 NVSHMEM_EFA_HD inline uint32_t arrivals(const DeviceState& state, int pe, uint32_t slot) {
-    const uint32_t first = device::arrival_index(state, static_cast<uint32_t>(pe), slot);
-    uint32_t sum = 0;
-    for (uint32_t rail = 0; rail < state.n_rails; ++rail) {
-        // Acquire pairs with the device's write of its counter (soft device: Device::count()): what it counts is placed.
-        sum += static_cast<uint32_t>(order::load_acquire_sys(state.arrival_counts + first + rail)) - state.arrival_biases[first + rail];
-    }
-    return sum & kCounterMask31;
+    if (state.arrival_queues) device::arrivals_read_all(state);
+    return device::arrivals_known(state, static_cast<uint32_t>(pe), slot);
 }
 
 // Waits until `count` have arrived from the PE at our slot, counted from the start, modulo 2^31; it may be at most 2^30
 // ahead of what has. False: the deadline passed, which the host will report with the PE's name, or a queue of ours failed.
 NVSHMEM_EFA_HD inline bool wait_arrivals(const DeviceState& state, int pe, uint32_t slot, uint32_t count) {
     if (!device::slot_is_good(state, pe, slot, 0)) return false;
+    const auto from = static_cast<uint32_t>(pe);
     device::PeerWait wait;
     while (true) {
-        const uint32_t seen = arrivals(state, pe, slot);
+        if (state.arrival_queues && !device::arrivals_read_all(state)) return false;
+        const uint32_t seen = device::arrivals_known(state, from, slot);
         if (device::has_arrived(seen, count)) break;
         const device::PeerWait::Turn turn = wait.next(state, state.wait_ticks);
         if (turn == device::PeerWait::Turn::kGoOn) continue;
-        if (turn == device::PeerWait::Turn::kPassed)
-            device::fail(state, {DeviceWait::kArrivals, static_cast<uint32_t>(pe), slot, 0, count & kCounterMask31, seen});
-        return false;
+        return turn == device::PeerWait::Turn::kPassed ? device::fail_arrivals(state, from, slot, count, seen) : false;
     }
     device::note_arrival(state);
     return true;

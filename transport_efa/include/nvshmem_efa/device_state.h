@@ -38,6 +38,23 @@ struct DeviceLocal {
     uint64_t bytes;
 };
 
+// Where immediates tell what arrived on one rail (arrival_queue.h): entries that whoever waits takes out. Zeroed at the start.
+struct ArrivalQueueState {
+    alignas(64) uint32_t lock;  // 1: somebody reads entries
+    uint32_t consumed;
+    uint32_t has_failed;  // an entry was not one of this job's
+};
+struct ArrivalQueue {
+    const uint8_t* cq_entries;
+    uint32_t* recv_doorbell;  // of its receive queue, where it has one
+    uint64_t* counts;         // DeviceState::arrival_counts, to write
+    ArrivalQueueState* state;
+    uint32_t cq_depth;  // a power of two
+    uint32_t cq_depth_log2;
+    uint32_t cq_entry_bytes;
+    uint32_t recv_depth;  // receive descriptors, at most cq_depth; 0: receives are unsolicited
+};
+
 // What posters share about one PE. Zeroed at the start.
 struct DevicePeer {
     alignas(64) uint32_t next_seq;  // number of the next record to that PE
@@ -71,6 +88,8 @@ enum class DeviceWait : uint8_t {
     kBadArgument = 33,   // no wait: no such PE, or an atomic on a word that is not aligned
     kRefused = 34,       // no wait: the PE's agent refused a record; its log says why
     kBadSlot = 35,       // no wait: no such slot for counted puts; `slot` names it
+    kStrayArrival = 36,  // no wait: a completion of arrivals that no counted put makes; `remote_addr` is its immediate
+    kLostArrivals = 37,  // more counted puts came than a queue of arrivals holds, before anybody looked
 };
 
 struct DeviceState {
@@ -113,17 +132,21 @@ struct DeviceState {
 
     // Counted puts (counted.cuh); null where arrival_slots is 0. Index of all three: [(pe * arrival_slots + slot) * n_rails + rail].
     const DeviceTarget* arrival_targets;  // the queue at the PE which counts what we send to its slot
-    const uint64_t* arrival_counts;       // what the PE sent to our slot, modulo 2^31: written by the device alone
+    const uint64_t* arrival_counts;       // what the PE sent to our slot, modulo 2^31: written by the device, or see arrival_queues
     const uint32_t* arrival_biases;       // what those held at the start
     uint32_t arrival_slots;               // of each PE; 0: no counted puts
-    uint32_t reserved1;
+    // How many counted puts of one PE may have come on a rail and not been looked at by arrivals() or wait_arrivals(), of
+    // whatever PE and slot; beyond, some may be lost or refused. Devices' counters have no such bound: 2^31.
+    uint32_t arrival_unread_max;
+    const ArrivalQueue* arrival_queues;  // [rail]; null: devices' counters count
 };
 NVSHMEM_EFA_LAYOUT(sizeof(DeviceTarget) == 8 && sizeof(DeviceChunk) == 16 && sizeof(DeviceLocal) == 16);
 NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, pe) == 16 && offsetof(DeviceState, window) == 32 && offsetof(DeviceState, n_chunks) == 44);
 NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, n_locals) == 48 && offsetof(DeviceState, queues) == 56 && offsetof(DeviceState, acks) == 88);
 NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, heap_base) == 112 && offsetof(DeviceState, chunks) == 144);
 NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, errors) == 192 && offsetof(DeviceState, arrival_targets) == 200);
-NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, arrival_slots) == 224 && sizeof(DeviceState) == 232);
+NVSHMEM_EFA_LAYOUT(offsetof(DeviceState, arrival_slots) == 224 && offsetof(DeviceState, arrival_queues) == 232);
+NVSHMEM_EFA_LAYOUT(sizeof(DeviceState) == 240 && sizeof(ArrivalQueue) == 48 && sizeof(ArrivalQueueState) == 64);
 NVSHMEM_EFA_LAYOUT(offsetof(DevicePeer, acked) == 64 && offsetof(DeviceShared, records) == 64);
 
 // Whether this header's code can work with a state of which the plugin says that it has this version and size.
