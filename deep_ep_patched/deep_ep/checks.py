@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 
-Shape = Sequence[int | str]  # a string names a size that may be anything: ("T", 4096)
+Shape: TypeAlias = Sequence[int | str]  # a string names a size that may be anything: ("T", 4096)
 
 
 def integer(name: str, value: object, at_least: int | None = None, at_most: int | None = None) -> int:

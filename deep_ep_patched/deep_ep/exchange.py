@@ -118,6 +118,11 @@ class Exchange:
     def is_open(self) -> bool:
         return self._is_open
 
+    @property
+    def n_lent(self) -> int:
+        """Blocks and windows over which tensors live."""
+        return self._lent
+
     def describe(self) -> str:
         """Ranks, domains, devices and the way of arrival, in one line."""
         return self._text("ep_describe")

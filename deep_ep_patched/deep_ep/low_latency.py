@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ctypes import byref, c_int64, c_void_p
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,10 +18,9 @@ HIDDEN_SIZES = (2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192)
 TOPK_MAX = 11
 SCALE_BLOCK = 128  # values that share one scale
 BF16, FP8, FP8_ROUND, FP8_UE8M0 = range(4)  # enum ep_ll_format
-Data = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-Handle = tuple[torch.Tensor, torch.Tensor, int, int, int]
-Hook = Callable[[], None]
-Args = native.LowLatencyDispatchArgs | native.LowLatencyCombineArgs
+Handle: TypeAlias = tuple[torch.Tensor, torch.Tensor, int, int, int]
+Hook: TypeAlias = Callable[[], None]
+Args: TypeAlias = native.LowLatencyDispatchArgs | native.LowLatencyCombineArgs
 
 
 def size_hint(max_tokens: int, hidden: int, num_ranks: int, num_experts: int) -> int:
@@ -65,7 +65,7 @@ class LowLatencyMode(Mode):
         use_ue8m0: bool = False,
         async_finish: bool = False,
         return_recv_hook: bool = False,
-    ) -> tuple[Data, torch.Tensor, Handle, EventOverlap, Hook | None]:
+    ) -> tuple[Any, torch.Tensor, Handle, EventOverlap, Any]:
         """Sends tokens to the experts' ranks. Collective. x bf16 [T, H], topk_idx int64 [T, K], T <= M; -1: no expert.
 
         Returns (recv_x [El, R*M, H], packed for each local expert; bf16, or (fp8, scales); recv_count int32 [El];
@@ -120,7 +120,7 @@ class LowLatencyMode(Mode):
         return_recv_hook: bool = False,
         out: torch.Tensor | None = None,
         combine_wait_recv_cost_stats: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, EventOverlap, Hook | None]:
+    ) -> tuple[torch.Tensor, EventOverlap, Any]:
         """Brings the experts' rows back and adds them up by weight. Collective.
 
         x bf16 [El, R*M, H], rows as recv_x had them (`zero_copy`: they were written to the tensor of

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ctypes import byref
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import torch
 
@@ -17,8 +17,10 @@ from deep_ep.native import pointer
 
 TOPK_MAX = 32
 ROW_ALIGNMENT = 16
-Data = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-Handle = tuple[torch.Tensor, ...]
+Data: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+Handle: TypeAlias = tuple[torch.Tensor, ...]
+# (Data, indices, weights, list[int], Handle, event); what is there depends on what was given, and callers know that.
+Dispatched: TypeAlias = tuple[Any, Any, Any, Any, Any, EventOverlap]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class NormalMode(Mode):
         previous_event: EventOverlap | None = None,
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
-    ) -> tuple[Data, torch.Tensor | None, torch.Tensor | None, list[int] | None, Handle | None, EventOverlap]:
+    ) -> Dispatched:
         """Sends each token to the ranks that have one of its experts. Collective.
 
         x: bf16 [T, H], or (fp8 e4m3 [T, H], scales float32 or int32 [T, S] of any strides); a row is a multiple of 16

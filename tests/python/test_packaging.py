@@ -15,6 +15,8 @@ from nvshmem_efa import installed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADERS = {path.name for path in (ROOT / "transport_efa" / "include" / "nvshmem_efa").glob("*.*h")}
+PACKAGES = ROOT / "deep_ep_patched"
+DEEP_EP = {str(path.relative_to(PACKAGES)) for path in PACKAGES.glob("deep_ep/**/*.py")}
 KERNELS = {path.name for path in (ROOT / "transport_efa" / "kernels").glob("*.cu")}
 
 
@@ -42,6 +44,7 @@ def test_the_wheel_holds_plugins_programs_headers_kernels_and_types() -> None:
     expected |= {"nvshmem_efa/bin/nvshmem-efa-pe", "nvshmem_efa/bin/nvshmem-efa-bench-host", "nvshmem_efa/py.typed"}
     expected |= {f"nvshmem_efa/include/nvshmem_efa/{name}" for name in HEADERS}
     expected |= {f"nvshmem_efa/kernels/{name}" for name in KERNELS}
+    expected |= {"nvshmem_efa/lib/libnvshmem_efa_ep.so", "deep_ep/py.typed", *DEEP_EP}
     assert expected <= contents()
 
 
@@ -49,7 +52,7 @@ def test_the_wheel_holds_nothing_of_the_build() -> None:
     odd = [name for name in contents() if re.search(r"\.(o|a|cmake|ninja)$|CMakeFiles|(^|/)tests/|/fake", name)]
     assert odd == []
     tops = {name.split("/")[0] for name in contents() if not name.startswith("..")}
-    assert tops <= {"nvshmem_efa", f"nvshmem_efa-{metadata.version('nvshmem-efa')}.dist-info"}
+    assert tops <= {"nvshmem_efa", "deep_ep", f"nvshmem_efa-{metadata.version('nvshmem-efa')}.dist-info"}
 
 
 def test_the_programs_can_be_started() -> None:
@@ -85,6 +88,7 @@ def test_the_runtime_dependencies_are_few_and_the_extras_are_there() -> None:
     assert plain == {"click", "rich"}
     extras = set(metadata.metadata("nvshmem-efa").get_all("Provides-Extra") or [])
     assert {"cu12", "cu13", "gpu", "test", "dev"} <= extras
+    assert any(re.match(r"torch\b.*extra == .deep.ep", entry) for entry in requires)
 
 
 def test_the_build_downloads_nothing() -> None:

@@ -8,13 +8,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
 
 NAME_COLUMNS = 97  # of a kernel's name that count
 FLUSH_BYTES = 256 << 20  # more than any L2
-Time = float | list[float]  # seconds; one for each kernel of a period
+Time: TypeAlias = float | list[float]  # seconds; one for each kernel of a period
 
 
 def bench(
