@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "check.h"
+#include "ep_fp8_oracle.h"
 #include "soft_efa/prng.h"
 
 using namespace nvshmem_efa;
@@ -13,40 +14,15 @@ using namespace nvshmem_efa::ep;
 
 namespace {
 
-// OCP 8-bit floating point: sign, 4 bits of exponent with bias 7, 3 bits of fraction; no infinity, 0x7f is the NaN.
-double e4m3_value(uint32_t byte) {
-    const uint32_t exponent = byte >> 3 & 15u, fraction = byte & 7u;
-    const double size = exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8.0 + fraction, static_cast<int>(exponent) - 10);
-    return byte & 0x80u ? -size : size;
-}
-
-uint8_t oracle_e4m3(float value) {
-    const uint8_t sign = std::signbit(value) ? 0x80 : 0;
-    if (std::isnan(value)) return sign | 0x7f;
-    const double size = std::min(std::fabs(static_cast<double>(value)), 448.0);
-    uint32_t best = 0;
-    for (uint32_t byte = 1; byte < 0x7f; ++byte) {
-        const double is = std::fabs(e4m3_value(byte) - size), was = std::fabs(e4m3_value(best) - size);
-        if (is < was || (is == was && byte % 2 == 0)) best = byte;
-    }
-    return sign | static_cast<uint8_t>(best);
-}
-
-float oracle_power_at_least(float value) {
-    double power = std::ldexp(1.0, -60);
-    while (power < value) power *= 2;
-    return static_cast<float>(power);
-}
-
-void check_e4m3(float value) { CHECK_EQ(float_to_e4m3(value), oracle_e4m3(value)); }
+void check_e4m3(float value) { CHECK_EQ(float_to_e4m3(value), ep_oracle::e4m3(value)); }
 
 }  // namespace
 
 TEST(every_fp8_value_and_the_floats_around_each_midpoint_round_to_the_nearest) {
     for (uint32_t byte = 0; byte < 0x7f; ++byte) {
-        const float value = static_cast<float>(e4m3_value(byte));
+        const float value = static_cast<float>(ep_oracle::e4m3_value(byte));
         CHECK_EQ(float_to_e4m3(value), byte);
-        const float next = static_cast<float>(byte == 0x7e ? 480.0 : e4m3_value(byte + 1));
+        const float next = static_cast<float>(byte == 0x7e ? 480.0 : ep_oracle::e4m3_value(byte + 1));
         const float middle = value + (next - value) / 2;
         for (const float at : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, 1e9f)}) {
             check_e4m3(at);
@@ -58,7 +34,7 @@ TEST(every_fp8_value_and_the_floats_around_each_midpoint_round_to_the_nearest) {
 TEST(random_floats_of_all_sizes_round_as_the_oracle_says) {
     soft::Prng random(7);
     for (int i = 0; i < 40000; ++i) {
-        check_e4m3(bits_float(static_cast<uint32_t>(random.next())));
+        check_e4m3(float_of_bits(static_cast<uint32_t>(random.next())));
         check_e4m3(std::ldexp(static_cast<float>(random.below(1u << 24)), static_cast<int>(random.below(24)) - 36));
     }
 }
@@ -74,17 +50,17 @@ TEST(what_exceeds_the_format_saturates_and_a_nan_stays_one) {
 
 TEST(bf16_rounds_to_nearest_even_and_comes_back) {
     for (uint32_t high = 0; high < 0x10000u; high += 3) {
-        const float value = bits_float(high << 16);
+        const float value = float_of_bits(high << 16);
         if (std::isnan(value)) {
-            CHECK(std::isnan(bf16_to_float(float_to_bf16(value))));
-            CHECK(std::isnan(bf16_to_float(float_to_bf16(bits_float(high << 16 | 1)))));
+            CHECK(std::isnan(bf16_to_float(bf16_of_float(value))));
+            CHECK(std::isnan(bf16_to_float(bf16_of_float(float_of_bits(high << 16 | 1)))));
             continue;
         }
-        CHECK_EQ(float_to_bf16(value), high);
+        CHECK_EQ(bf16_of_float(value), high);
         if (std::isinf(value)) continue;
-        CHECK_EQ(float_to_bf16(bits_float(high << 16 | 0x7fff)), high);
-        CHECK_EQ(float_to_bf16(bits_float(high << 16 | 0x8000)), high + (high & 1));
-        CHECK_EQ(float_to_bf16(bits_float(high << 16 | 0x8001)), high + 1);
+        CHECK_EQ(bf16_of_float(float_of_bits(high << 16 | 0x7fff)), high);
+        CHECK_EQ(bf16_of_float(float_of_bits(high << 16 | 0x8000)), high + (high & 1));
+        CHECK_EQ(bf16_of_float(float_of_bits(high << 16 | 0x8001)), high + 1);
         CHECK_EQ(bf16_to_float(static_cast<uint16_t>(high)), value);
     }
 }
@@ -99,7 +75,7 @@ TEST(scales_follow_amax_with_a_floor_and_may_be_powers_of_two) {
         const float amax = std::ldexp(static_cast<float>(random.below(1u << 24)), static_cast<int>(random.below(40)) - 40);
         const float plain = std::max(amax, 1e-4f) / 448.0f;
         CHECK_EQ(scale_of(amax, false), plain);
-        CHECK_EQ(scale_of(amax, true), oracle_power_at_least(plain));
+        CHECK_EQ(scale_of(amax, true), ep_oracle::power_at_least(plain));
         const uint8_t byte = scale_to_ue8m0(scale_of(amax, true));
         CHECK_EQ(std::ldexp(1.0f, byte - 127), scale_of(amax, true));
     }

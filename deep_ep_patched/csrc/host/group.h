@@ -50,6 +50,10 @@ class Group {
     void set_masked(int rank, bool is_masked) {
         masks_[static_cast<size_t>(rank)].store(is_masked ? 1 : 0, std::memory_order_relaxed);
     }
+    int32_t* mask_words() {  // [n_ranks], as the protocol code reads and sets them
+        static_assert(sizeof(masks_[0]) == sizeof(int32_t));
+        return reinterpret_cast<int32_t*>(masks_.data());
+    }
     // What to do about a rank that is late: masks it and says OK where the group may shrink, else hands `late` back.
     Status forgive(int rank, Status late);
 

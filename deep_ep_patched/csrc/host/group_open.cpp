@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "group.h"
+#include "ll_state.h"
 #include "log.h"
 
 namespace nvshmem_efa::ep {
@@ -157,7 +158,9 @@ Status Group::connect(const Bootstrap& bootstrap) {
     arena_.unlink(kSlabsMax);
     if (!network_) return Status();
     network_->slab().unlink();
-    return agree(bootstrap, network_->connect(bootstrap).with_context("network"));
+    EFA_TRY(agree(bootstrap, network_->connect(bootstrap).with_context("network")));
+    if (!options_.low_latency) return Status();
+    return agree(bootstrap, LlState::open(*this, &low_latency_).with_context("low latency"));
 }
 
 Status Group::open(const ep_options& options, ep_allgather allgather, void* context, std::unique_ptr<Group>* group) {

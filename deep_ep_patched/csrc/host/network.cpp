@@ -13,6 +13,7 @@ namespace nvshmem_efa::ep {
 
 namespace {
 
+constexpr int64_t kArrivalSlots = 4;   // two phases, two parities
 constexpr int64_t kQueuesDefault = 2;  // a rail, where NVSHMEM_EFA_GPU_QUEUES says nothing
 constexpr size_t kPage = 4096;
 
@@ -26,6 +27,21 @@ Status open_soft(const OpenOptions& open, const Knobs& knobs, std::vector<std::u
     EFA_TRY(soft::Engine::open({rails, open.pe, knobs}, &engine));
     for (int rail = 0; rail < rails; ++rail) nics->push_back(engine->make_nic(rail));
     return Status();
+}
+
+// How the low-latency mode learns what has arrived: a slot for each phase and parity, or lines, which need none.
+void choose_arrivals(const ep_options& options, const std::vector<std::unique_ptr<Nic>>& nics, Knobs* knobs) {
+    const bool has_far_ranks = options.n_ranks > (options.nvlink_for_ll ? options.nvlink_ranks : 1);
+    bool only_lines = options.arrivals == EP_ARRIVALS_LINES;
+    if (options.arrivals == EP_ARRIVALS_AUTO)
+        for (const auto& nic : nics) {
+            const NicCaps& caps = nic->info().caps;
+            only_lines = only_lines || (caps.data_polling_128 && !caps.completion_counters && !caps.unsolicited_write_recv);
+        }
+    knobs->arrivals = options.low_latency && has_far_ranks && !only_lines ? kArrivalSlots : 0;
+    knobs->arrival_source = options.arrivals == EP_ARRIVALS_COUNTERS     ? "counters"
+                            : options.arrivals == EP_ARRIVALS_IMMEDIATES ? "immediates"
+                                                                         : "auto";
 }
 
 }  // namespace
@@ -66,6 +82,7 @@ Status Network::open_devices(TransportOptions* options) {
                              "this group needs a network between its ranks, and there is no EFA: %s", decision.why.c_str());
     mode_ = mode_name(decision.mode);
     knobs.mode = mode_;
+    choose_arrivals(options_, decision.nics, &knobs);
     options->nics = std::move(decision.nics);
     return Status();
 }
