@@ -42,7 +42,9 @@ struct LlShape {
     NVSHMEM_EFA_HD uint32_t local_experts() const { return n_experts / n_ranks; }
     NVSHMEM_EFA_HD constexpr uint32_t topk_max() const { return n_experts < kLlTopkMax ? n_experts : kLlTopkMax; }
     NVSHMEM_EFA_HD uint32_t rows_max() const { return n_ranks * max_tokens; }  // of a local expert
-    NVSHMEM_EFA_HD bool operator==(const LlShape&) const = default;
+    NVSHMEM_EFA_HD constexpr bool is_same(const LlShape& other) const {
+        return max_tokens == other.max_tokens && hidden == other.hidden && n_experts == other.n_experts && n_ranks == other.n_ranks;
+    }
 };
 
 // Bytes of a token's message after the header: values, then scales.

@@ -217,7 +217,16 @@ NVSHMEM_EFA_HD inline LlEnd ll_wait_for_credit(const LlView& view, const Lanes& 
 // place is written while an earlier write to it is un-acknowledged (a late second copy could undo the new bytes), and no
 // source of an earlier request is overwritten. Nothing in this waits for a peer's program.
 NVSHMEM_EFA_HD inline bool ll_settle(const LlView& view, LlPhase phase) {
-    if (!view.state || quiet(*view.state)) return true;
+    if (!view.state) return true;
+#if !defined(__CUDACC__)
+    // quiet() waits as a GPU does. Here the device's thread may need this processor, so the wait gives it away.
+    const uint64_t deadline = clock_ns() + view.timeout_ns;
+    for (uint32_t i = 0; i < view.state->n_rails * view.state->queues_per_rail; ++i) {
+        const GpuQueue& queue = view.state->queues[i];
+        for (uint32_t turn = 0; !device::queue_is_idle(queue) && completions_refresh(queue) && clock_ns() < deadline; ++turn) wait_turn(turn);
+    }
+#endif
+    if (quiet(*view.state)) return true;
     ll_fail(view.fault, LlWait::kNetwork, phase, view.rank, 0, 0);
     return false;
 }

@@ -71,7 +71,7 @@ std::string LlState::stats_json() const {
 
 Status LlState::use_shape(const LlShape& shape, bool rows_out) {
     const bool is_new = view_.shape.n_ranks == 0;
-    if (!is_new && !(shape == view_.shape))
+    if (!is_new && !shape.is_same(view_.shape))
         return Status::error(Code::kInvalidArgument, "call clean_low_latency_buffer() with it on all ranks first",
                              "the low-latency buffer is in use for M=%u, H=%u, E=%u, and this call is for M=%u, H=%u, E=%u",
                              view_.shape.max_tokens, view_.shape.hidden, view_.shape.n_experts, shape.max_tokens, shape.hidden, shape.n_experts);
@@ -86,7 +86,7 @@ Status LlState::make_tables(const LlShape& shape, bool rows_out) {
                              "num_rdma_bytes is %lld; M=%u, H=%u, E=%u with %u ranks need %llu", static_cast<long long>(network.bytes()),
                              shape.max_tokens, shape.hidden, shape.n_experts, shape.n_ranks, static_cast<unsigned long long>(at.bytes));
     EFA_TRY(network.commit(static_cast<int64_t>(rows_out ? at.bytes : at.rows_out)));
-    if (shape == view_.shape) return Status();
+    if (shape.is_same(view_.shape)) return Status();
     view_.shape = shape;
     view_.at = at;
     ordinals_.assign(static_cast<size_t>(shape.max_tokens) * shape.n_ranks, -1);

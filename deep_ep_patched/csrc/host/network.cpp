@@ -124,7 +124,8 @@ Status Network::barrier(const std::function<bool(int)>& take_part, const Late& l
         put.blocking = true;  // the next write to this word must not overtake it
         put.copy_source = true;
         Status sent = transport_->rma(Lane::kHost, put).with_context("barrier with rank " + std::to_string(rank));
-        if (!sent.ok()) EFA_TRY(late(rank, std::move(sent)));
+        // A rank that has come here, too, may be gone as soon as it has our word, before its device could acknowledge it.
+        if (!sent.ok() && flag_load(barrier_word(rank)) < barriers_) EFA_TRY(late(rank, std::move(sent)));
     }
     for (int rank = 0; rank < options_.n_ranks; ++rank) {
         Deadline deadline(real_clock(), static_cast<uint64_t>(options_.timeout_ms));
