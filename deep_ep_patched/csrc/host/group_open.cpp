@@ -189,10 +189,9 @@ Status Group::open(const ep_options& options, ep_allgather allgather, void* cont
     Status gathered = bootstrap.allgather(&own, cards.data(), sizeof own);
     EFA_TRY(std::move(opened));
     EFA_TRY(std::move(gathered));
-    Status mapped;
-    for (int rank = 0; rank < options.n_ranks && mapped.ok(); ++rank) mapped = check_card(cards[static_cast<size_t>(rank)], options, rank);
-    if (mapped.ok()) mapped = made->map_parts(cards);
-    EFA_TRY(agree(bootstrap, std::move(mapped)));
+    // All ranks have all cards, so if one refuses here, each does: nobody stays behind in the next exchange.
+    for (int rank = 0; rank < options.n_ranks; ++rank) EFA_TRY(check_card(cards[static_cast<size_t>(rank)], options, rank));
+    EFA_TRY(agree(bootstrap, made->map_parts(cards)));
     EFA_TRY(made->connect(bootstrap));
     *group = std::move(made);
     return Status();
