@@ -9,13 +9,22 @@
 #ifndef NVSHMEM_EFA_EP_API_H
 #define NVSHMEM_EFA_EP_API_H
 
+#if defined(__CUDACC_RTC__) /* has no such header */
+#include "nvshmem_efa/rtc_types.h"
+using int64_t = long long;
+#else
 #include <stdint.h>
+#endif
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+#if defined(__CUDACC_RTC__)
+#define EP_API __device__ /* kernels take the structs alone; NVRTC has no host functions */
+#else
 #define EP_API __attribute__((visibility("default")))
+#endif
 
 typedef struct ep_group ep_group; /* one rank's side of a Buffer */
 

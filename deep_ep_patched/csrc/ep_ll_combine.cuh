@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Low-latency combine, step by step, as ep_ll_dispatch.cuh. Nobody sends counts: a source knows what it asked for.
 //   send     ll_wait_for_credit (rank); ll_settle; combine_send (expert, source); ll_raise_flag (rank)
-//   receive  combine_wait (rank); combine_reduce (token); ll_give_credit (rank)
+//   receive  combine_wait (rank); combine_reduce (token); ll_settle; ll_give_credit (rank)
 #pragma once
 
 #include "ep_ll_view.cuh"
@@ -9,8 +9,8 @@
 namespace nvshmem_efa::ep {
 
 NVSHMEM_EFA_HD inline uint8_t* row_out(const LlView& view, uint64_t epoch, uint32_t expert, uint32_t row) {
-    const uint64_t index = (static_cast<uint64_t>(parity_of(epoch)) * view.shape.local_experts() + expert) * view.shape.rows_max() + row;
-    return view.base + view.at.rows_out + index * view.at.row_bytes;
+    const uint64_t first = static_cast<uint64_t>(parity_of(epoch)) * view.shape.local_experts() + expert;
+    return view.base + view.at.rows_out + (first * view.shape.rows_max() + row) * view.at.row_bytes;
 }
 // Where the row of a token's choice arrives, from the buffer's start.
 NVSHMEM_EFA_HD inline uint64_t row_in(const LlView& view, uint64_t epoch, uint32_t token, uint32_t choice) {
@@ -20,8 +20,8 @@ NVSHMEM_EFA_HD inline uint64_t row_in(const LlView& view, uint64_t epoch, uint32
 
 // The rows of one local expert that belong to one source.
 template <class Lanes>
-NVSHMEM_EFA_HD inline bool combine_send(const LlView& view, const Lanes& lanes, const ep_ll_combine_args& args, uint64_t epoch, uint32_t expert,
-                                        uint32_t source) {
+NVSHMEM_EFA_HD inline bool combine_send(const LlView& view, const Lanes& lanes, const ep_ll_combine_args& args, uint64_t epoch,
+                                        uint32_t expert, uint32_t source) {
     if (is_masked(view, source)) return true;
     const uint64_t range = static_cast<uint64_t>(args.recv_layout_range[static_cast<size_t>(expert) * view.shape.n_ranks + source]);
     const uint32_t begin = static_cast<uint32_t>(range >> 32), end = begin + static_cast<uint32_t>(range);
@@ -45,21 +45,26 @@ NVSHMEM_EFA_HD inline bool combine_send(const LlView& view, const Lanes& lanes, 
 
 // Waits until all rows of this rank's tokens that the experts of `rank` work on are here.
 template <class Lanes>
-NVSHMEM_EFA_HD inline bool combine_wait(const LlView& view, const Lanes& lanes, const ep_ll_combine_args& args, uint64_t epoch, uint32_t rank) {
+NVSHMEM_EFA_HD inline bool combine_wait(const LlView& view, const Lanes& lanes, const ep_ll_combine_args& args, uint64_t epoch,
+                                        uint32_t rank) {
+    constexpr LlPhase kPhase = LlPhase::kCombine;
     const uint64_t start = clock_ns(), bytes = 2 * static_cast<uint64_t>(view.shape.hidden);
     const uint32_t n_topk = static_cast<uint32_t>(args.n_topk), n = static_cast<uint32_t>(args.n_tokens) * n_topk;
-    const auto is_of_rank = [&](uint32_t i) { return args.topk_idx[i] >= 0 && owner_of(view, static_cast<int32_t>(args.topk_idx[i])) == rank; };
+    const auto is_of_rank = [&](uint32_t i) {
+        return args.topk_idx[i] >= 0 && owner_of(view, static_cast<int32_t>(args.topk_idx[i])) == rank;
+    };
     LlEnd end = is_masked(view, rank) ? LlEnd::kMasked : LlEnd::kThere;
     if (end == LlEnd::kThere && !by_network(view, rank)) {
-        end = ll_wait_for_flag(view, lanes, LlPhase::kCombine, epoch, rank);
+        end = ll_wait_for_flag(view, lanes, kPhase, epoch, rank);
     } else if (end == LlEnd::kThere && view.has_lines) {
-        for (uint32_t i = 0; i < n && end == LlEnd::kThere; ++i)
-            if (is_of_rank(i))
-                end = ll_wait_for_lines(view, lanes, LlPhase::kCombine, epoch, rank, view.base + row_in(view, epoch, i / n_topk, i % n_topk), bytes);
+        for (uint32_t i = 0; i < n && end == LlEnd::kThere; ++i) {
+            const uint8_t* row = view.base + row_in(view, epoch, i / n_topk, i % n_topk);
+            if (is_of_rank(i)) end = ll_wait_for_lines(view, lanes, kPhase, epoch, rank, row, bytes);
+        }
     } else if (end == LlEnd::kThere) {
         uint32_t rows = 0;
         for (uint32_t i = lanes.rank(); i < n; i += lanes.size()) rows += is_of_rank(i) ? 1 : 0;
-        end = ll_wait_for_counts(view, lanes, LlPhase::kCombine, epoch, rank, lanes.sum(rows), bytes);
+        end = ll_wait_for_counts(view, lanes, kPhase, epoch, rank, lanes.sum(rows), bytes);
     }
     if (args.wait_stats && lanes.rank() == 0) args.wait_stats[rank] += static_cast<int64_t>(clock_ns() - start);
     return end != LlEnd::kFailed;
@@ -68,7 +73,8 @@ NVSHMEM_EFA_HD inline bool combine_wait(const LlView& view, const Lanes& lanes, 
 // The weighted sum of a token's rows, by choice, in single precision, rounded once. What masked ranks would have sent is
 // left out.
 template <class Lanes>
-NVSHMEM_EFA_HD inline void combine_reduce(const LlView& view, const Lanes& lanes, const ep_ll_combine_args& args, uint64_t epoch, uint32_t token) {
+NVSHMEM_EFA_HD inline void combine_reduce(const LlView& view, const Lanes& lanes, const ep_ll_combine_args& args, uint64_t epoch,
+                                          uint32_t token) {
     const uint32_t n_topk = static_cast<uint32_t>(args.n_topk), hidden = view.shape.hidden, step = row_step(view);
     const uint8_t* rows[kLlTopkMax];
     float weights[kLlTopkMax];

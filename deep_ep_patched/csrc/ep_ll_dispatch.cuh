@@ -54,7 +54,8 @@ NVSHMEM_EFA_HD inline bool dispatch_plan(const LlView& view, const Lanes& lanes,
     const uint64_t from = view.at.records_out + (parity_of(epoch) * view.shape.n_ranks + rank) * view.at.record_bytes;
     uint64_t* words = is_far ? word_at(view.base, from, 0) : word_at(view.stores[rank], to, 0);
     for (uint32_t i = lanes.rank(); i <= local; i += lanes.size()) {
-        const uint32_t value = i == 0 ? dispatch_shape_tag(view.shape, args.format) << 16 | n : rows_for(args, static_cast<int64_t>(rank) * local + i - 1);
+        const uint32_t value = i == 0 ? dispatch_shape_tag(view.shape, args.format) << 16 | n
+                                      : rows_for(args, static_cast<int64_t>(rank) * local + i - 1);
         order::store_release_sys(words + i, record_word(epoch, value));  // pairs with dispatch_wait_for_record()
     }
     return !is_far || ll_put(view, lanes, LlPhase::kDispatch, word_at(view.base, to, 0), words, 8 * (1 + local), rank);
@@ -62,8 +63,10 @@ NVSHMEM_EFA_HD inline bool dispatch_plan(const LlView& view, const Lanes& lanes,
 
 // Header and content of a token, plain.
 template <class Lanes>
-NVSHMEM_EFA_HD inline void dispatch_write(const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch, uint32_t token, uint8_t* at) {
-    const uint32_t hidden = static_cast<uint32_t>(args.hidden);
+NVSHMEM_EFA_HD inline void dispatch_write(const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch, uint32_t token,
+                                          uint8_t* at) {
+    const uint32_t hidden = static_cast<uint32_t>(args.hidden), n_topk = static_cast<uint32_t>(args.n_topk);
+    const int64_t* experts = args.topk_idx + static_cast<size_t>(token) * n_topk;
     const uint16_t* x = static_cast<const uint16_t*>(args.x) + static_cast<size_t>(token) * hidden;
     LlHeader* header = reinterpret_cast<LlHeader*>(at);
     if (lanes.rank() == 0) {
@@ -71,12 +74,16 @@ NVSHMEM_EFA_HD inline void dispatch_write(const Lanes& lanes, const ep_ll_dispat
         header->epoch = static_cast<uint32_t>(epoch);
     }
     for (uint32_t k = lanes.rank(); k < kLlTopkMax; k += lanes.size())
-        header->experts[k] =
-            static_cast<int32_t>(k) < args.n_topk ? static_cast<int32_t>(args.topk_idx[static_cast<size_t>(token) * static_cast<uint32_t>(args.n_topk) + k]) : -1;
+        header->experts[k] = k < n_topk ? static_cast<int32_t>(experts[k]) : -1;
     uint8_t* values = at + sizeof(LlHeader);
     if (is_fp8(args.format)) cast_token(lanes, x, hidden, args.format, values, values + hidden);
     else copy_rows(lanes, values, x, 2 * static_cast<size_t>(hidden));
     lanes.sync();
+}
+
+// Where a source's tokens arrive, from a buffer's start.
+NVSHMEM_EFA_HD inline uint64_t tokens_from(const LlView& view, uint64_t epoch, uint32_t source) {
+    return view.at.tokens_in + (parity_of(epoch) * view.shape.n_ranks + source) * view.shape.max_tokens * view.at.token_bytes;
 }
 
 // A token goes once to each rank that has an expert of it. It is cast once, into the place from which the network sends it.
@@ -84,7 +91,7 @@ template <class Lanes>
 NVSHMEM_EFA_HD inline bool dispatch_send_token(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
                                                uint32_t token) {
     const int32_t* ordinals = view.ordinals + token * view.shape.n_ranks;
-    const uint64_t in = view.at.tokens_in + (parity_of(epoch) * view.shape.n_ranks + view.rank) * view.shape.max_tokens * view.at.token_bytes;
+    const uint64_t in = tokens_from(view, epoch, view.rank);
     uint8_t* out = view.base + view.at.tokens_out + (parity_of(epoch) * view.shape.max_tokens + token) * view.at.token_bytes;
     const uint32_t bytes = ll_message_bytes(static_cast<uint32_t>(args.hidden), args.format);
     bool is_written = false, is_far = false;
@@ -108,13 +115,15 @@ NVSHMEM_EFA_HD inline bool dispatch_send_token(const LlView& view, const Lanes& 
 // ---- receive ----
 
 template <class Lanes>
-NVSHMEM_EFA_HD inline LlEnd dispatch_wait_for_record(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
-                                                     uint32_t source) {
+NVSHMEM_EFA_HD inline LlEnd dispatch_wait_for_record(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args,
+                                                     uint64_t epoch, uint32_t source) {
+    constexpr LlPhase kPhase = LlPhase::kDispatch;
     const uint32_t n_words = 1 + view.shape.local_experts();
-    const uint64_t* words = word_at(view.base, view.at.records_in + (parity_of(epoch) * view.shape.n_ranks + source) * view.at.record_bytes, 0);
+    const uint64_t at = view.at.records_in + (parity_of(epoch) * view.shape.n_ranks + source) * view.at.record_bytes;
+    const uint64_t* words = word_at(view.base, at, 0);
     uint32_t* counts = view.counts + source * n_words;
     uint32_t word = 0;
-    LlEnd end = ll_wait(view, lanes, {LlWait::kRecord, LlPhase::kDispatch, source, epoch}, [&](uint64_t* seen) {
+    LlEnd end = ll_wait(view, lanes, {LlWait::kRecord, kPhase, source, epoch}, [&](uint64_t* seen) {
         for (; word < n_words; ++word) {
             *seen = flag_load(words + word);  // its own flag: pairs with the device's placement, or dispatch_plan()'s store
             if (*seen >> 32 != (epoch & 0xffffffffu)) return false;
@@ -125,21 +134,21 @@ NVSHMEM_EFA_HD inline LlEnd dispatch_wait_for_record(const LlView& view, const L
     if (end != LlEnd::kThere) return end;
     const uint32_t tag = counts[0] >> 16, mine = dispatch_shape_tag(view.shape, args.format);
     lanes.sync();  // all have read it before it is changed
-    if (tag != mine) return ll_fail(view.fault, LlWait::kShape, LlPhase::kDispatch, source, mine, tag);
+    if (tag != mine) return ll_fail(view.fault, LlWait::kShape, kPhase, source, mine, tag);
     if (lanes.rank() == 0) counts[0] &= 0xffffu;
     lanes.sync();
-    if (counts[0] > view.shape.max_tokens) return ll_fail(view.fault, LlWait::kContent, LlPhase::kDispatch, source, view.shape.max_tokens, counts[0]);
-    return end;
+    if (counts[0] <= view.shape.max_tokens) return end;
+    return ll_fail(view.fault, LlWait::kContent, kPhase, source, view.shape.max_tokens, counts[0]);
 }
 
 NVSHMEM_EFA_HD inline const uint8_t* token_in(const LlView& view, uint64_t epoch, uint32_t source, uint32_t ordinal) {
-    const uint64_t index = (parity_of(epoch) * view.shape.n_ranks + source) * static_cast<uint64_t>(view.shape.max_tokens) + ordinal;
-    return view.base + view.at.tokens_in + index * view.at.token_bytes;
+    return view.base + tokens_from(view, epoch, source) + ordinal * view.at.token_bytes;
 }
 
 // Waits until all of a source's tokens are here. A masked source has sent none.
 template <class Lanes>
-NVSHMEM_EFA_HD inline bool dispatch_wait(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch, uint32_t source) {
+NVSHMEM_EFA_HD inline bool dispatch_wait(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
+                                         uint32_t source) {
     const uint64_t start = clock_ns();
     uint32_t* counts = view.counts + source * (1 + view.shape.local_experts());
     LlEnd end = is_masked(view, source) ? LlEnd::kMasked : dispatch_wait_for_record(view, lanes, args, epoch, source);
@@ -166,7 +175,8 @@ NVSHMEM_EFA_HD inline void dispatch_begin_rows(const LlView& view, const Lanes& 
     uint32_t begin = 0;
     for (uint32_t source = 0; source < n_ranks; ++source) {
         const uint32_t count = view.counts[source * n_words + 1 + expert];
-        args.recv_layout_range[static_cast<size_t>(expert) * n_ranks + source] = static_cast<int64_t>(static_cast<uint64_t>(begin) << 32 | count);
+        const uint64_t range = static_cast<uint64_t>(begin) << 32 | count;
+        args.recv_layout_range[static_cast<size_t>(expert) * n_ranks + source] = static_cast<int64_t>(range);
         begin += count;
     }
     args.recv_count[expert] = static_cast<int32_t>(begin);
@@ -175,8 +185,8 @@ NVSHMEM_EFA_HD inline void dispatch_begin_rows(const LlView& view, const Lanes& 
 
 // One row: values, scales, source.
 template <class Lanes>
-NVSHMEM_EFA_HD inline void dispatch_unpack_row(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, const uint8_t* message,
-                                               uint32_t step, uint64_t expert, uint64_t row) {
+NVSHMEM_EFA_HD inline void dispatch_unpack_row(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args,
+                                               const uint8_t* message, uint32_t step, uint64_t expert, uint64_t row) {
     const uint32_t hidden = static_cast<uint32_t>(args.hidden), value_bytes = ll_value_bytes(hidden, args.format);
     const uint64_t rows_max = view.shape.rows_max();
     uint8_t* values = static_cast<uint8_t*>(args.recv_x) + (expert * rows_max + row) * value_bytes;
@@ -199,8 +209,12 @@ NVSHMEM_EFA_HD inline void dispatch_unpack_row(const LlView& view, const Lanes& 
 
 // The rows of one source for one local expert, in the order of its tokens and choices.
 template <class Lanes>
-NVSHMEM_EFA_HD inline bool dispatch_unpack(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch, uint32_t expert,
-                                           uint32_t source) {
+NVSHMEM_EFA_HD inline bool dispatch_unpack(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
+                                           uint32_t expert, uint32_t source) {
+    const auto is_wrong = [&](uint64_t wanted, uint64_t seen) {
+        ll_fail(view.fault, LlWait::kContent, LlPhase::kDispatch, source, wanted, seen);
+        return false;
+    };
     const uint32_t local = view.shape.local_experts(), n_tokens = view.counts[source * (1 + local)];
     const int32_t global = static_cast<int32_t>(view.rank * local + expert);
     const uint64_t range = static_cast<uint64_t>(args.recv_layout_range[static_cast<size_t>(expert) * view.shape.n_ranks + source]);
@@ -210,10 +224,10 @@ NVSHMEM_EFA_HD inline bool dispatch_unpack(const LlView& view, const Lanes& lane
     for (uint32_t i = 0; i < n_tokens; ++i) {
         const uint8_t* message = token_in(view, epoch, source, i);
         const LlHeader* header = reinterpret_cast<const LlHeader*>(message);
-        if (header->epoch != static_cast<uint32_t>(epoch)) return ll_fail(view.fault, LlWait::kContent, LlPhase::kDispatch, source, epoch, header->epoch) != LlEnd::kFailed;
+        if (header->epoch != static_cast<uint32_t>(epoch)) return is_wrong(epoch, header->epoch);
         for (uint32_t k = 0; k < kLlTopkMax; ++k) {
             if (header->experts[k] != global) continue;
-            if (row == end) return ll_fail(view.fault, LlWait::kContent, LlPhase::kDispatch, source, end, row + 1) != LlEnd::kFailed;
+            if (row == end) return is_wrong(end, row + 1);
             dispatch_unpack_row(view, lanes, args, message, token_step(view, source), expert, row);
             if (lanes.rank() == 0) {
                 args.recv_src_info[expert * rows_max + row] = static_cast<int32_t>(header->token);
@@ -222,7 +236,7 @@ NVSHMEM_EFA_HD inline bool dispatch_unpack(const LlView& view, const Lanes& lane
             ++row;
         }
     }
-    return row == end || ll_fail(view.fault, LlWait::kContent, LlPhase::kDispatch, source, end, row) != LlEnd::kFailed;
+    return row == end || is_wrong(end, row);
 }
 
 }  // namespace nvshmem_efa::ep

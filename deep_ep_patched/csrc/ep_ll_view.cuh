@@ -213,9 +213,11 @@ NVSHMEM_EFA_HD inline LlEnd ll_wait_for_credit(const LlView& view, const Lanes& 
     return end;
 }
 
-// Once, between the credits and the first request of an operation: everything this rank posted before is complete. So no
-// place is written while an earlier write to it is un-acknowledged (a late second copy could undo the new bytes), and no
-// source of an earlier request is overwritten. Nothing in this waits for a peer's program.
+// Everything this rank posted before is complete. Nothing in this waits for a peer's program. Once, between the credits and
+// the first request of an operation: so no place is written while an earlier write of ours to it is un-acknowledged (a late
+// second copy could undo the new bytes), and no source of an earlier request is overwritten. And in a combine before the
+// credits: places for rows belong to no rank, so the next to write one may be another. All wait for all credits; ours
+// then says that no late copy of our rows can come.
 NVSHMEM_EFA_HD inline bool ll_settle(const LlView& view, LlPhase phase) {
     if (!view.state) return true;
 #if !defined(__CUDACC__)

@@ -29,7 +29,7 @@ LlShape shape_of(const Args& args, int n_ranks) {
 template <class Body>
 bool for_ranks(const LlView& view, const Body& body) {
     for (uint32_t step = 0; step < view.shape.n_ranks; ++step)
-        if (!body((view.rank + step) % view.shape.n_ranks)) return false;  // each rank begins with itself: no rank is everybody's first
+        if (!body((view.rank + step) % view.shape.n_ranks)) return false;  // from the own on: no rank is everybody's first
     return true;
 }
 
@@ -115,6 +115,7 @@ Status combine_receive(Group& group, LlState& state, const ep_ll_combine_args& a
     state.end_waits(args.wait_stats);
     EFA_TRY(state.fault());
     split(group, args.n_tokens, [&](uint32_t token) { combine_reduce(view, kLane, args, epoch, token); });
+    if (!ll_settle(view, LlPhase::kCombine)) return state.fault();  // the credits say so, too
     return give_credits(state, LlPhase::kCombine, epoch);
 }
 
@@ -196,7 +197,8 @@ int ep_ll_mask(ep_group* group, int32_t rank, int32_t is_masked) {
         EFA_TRY(check_group(group));
         Group& of = *group->group;
         if (rank < 0 || rank >= of.n_ranks() || rank == of.rank())
-            return Status::error(Code::kInvalidArgument, nullptr, "rank %d cannot be masked by rank %d of %d", rank, of.rank(), of.n_ranks());
+            return Status::error(Code::kInvalidArgument, nullptr, "rank %d cannot be masked by rank %d of %d", rank, of.rank(),
+                                 of.n_ranks());
         if (!of.options().enable_shrink)
             return Status::error(Code::kInvalidArgument, "open the group with enable_shrink=True", "this group masks nobody");
         of.set_masked(rank, is_masked != 0);

@@ -55,7 +55,7 @@ Status LlState::open(Group& group, std::unique_ptr<ModeState>* state) {
 Status LlState::check_arrivals() {
     if (!view_.has_lines || (view_.state->flags & kWritesOnce)) return Status();
     return Status::error(Code::kUnsupported, "ask for counters or immediates, or for no way in particular",
-                         "arrivals by lines: not all ranks' devices place aligned 128-byte lines once and in order (128-byte data polling)");
+                         "arrivals by lines: not all ranks' devices place lines whole and once (128-byte data polling)");
 }
 
 std::string LlState::describe() const {
@@ -74,7 +74,8 @@ Status LlState::use_shape(const LlShape& shape, bool rows_out) {
     if (!is_new && !shape.is_same(view_.shape))
         return Status::error(Code::kInvalidArgument, "call clean_low_latency_buffer() with it on all ranks first",
                              "the low-latency buffer is in use for M=%u, H=%u, E=%u, and this call is for M=%u, H=%u, E=%u",
-                             view_.shape.max_tokens, view_.shape.hidden, view_.shape.n_experts, shape.max_tokens, shape.hidden, shape.n_experts);
+                             view_.shape.max_tokens, view_.shape.hidden, view_.shape.n_experts, shape.max_tokens, shape.hidden,
+                             shape.n_experts);
     return make_tables(shape, rows_out);
 }
 
@@ -99,8 +100,8 @@ Status LlState::make_tables(const LlShape& shape, bool rows_out) {
 Status LlState::begin_send(LlPhase phase, uint64_t* epoch) {
     Epochs& at = epochs_[static_cast<size_t>(phase)];
     if (at.sent - at.received >= 2)
-        return Status::error(Code::kInvalidArgument, "call the hook of an earlier one", "a third %s was begun while two were not yet received",
-                             phase_name(static_cast<uint32_t>(phase)));
+        return Status::error(Code::kInvalidArgument, "call the hook of an earlier one",
+                             "a third %s was begun while two were not yet received", phase_name(static_cast<uint32_t>(phase)));
     *epoch = ++at.sent;
     return Status();
 }
@@ -132,9 +133,11 @@ Status LlState::fault() {
         }
         case LlWait::kShape:
             return group_.breaks(Status::error(Code::kMismatch, "pass the same sizes and formats on all ranks",
-                                               "low-latency dispatch: rank %u sends in another shape or format than rank %d receives", rank, group_.rank()));
+                                               "low-latency dispatch: rank %u sends in another shape or format than rank %d receives",
+                                               rank, group_.rank()));
         case LlWait::kContent:
-            return group_.breaks(Status::error(Code::kInternal, "report it", "low-latency %s: what rank %u sent is not what its counts said (%llu, %llu)",
+            return group_.breaks(Status::error(Code::kInternal, "report it",
+                                               "low-latency %s: what rank %u sent is not what its counts said (%llu, %llu)",
                                                phase_name(fault_.phase), rank, static_cast<unsigned long long>(fault_.wanted),
                                                static_cast<unsigned long long>(fault_.seen)));
         default: return group_.breaks(late(wait_name(fault_.what), fault_.wanted, fault_.seen));
@@ -158,7 +161,8 @@ void LlState::end_waits(int64_t* users) {
 Status LlState::clean(const LlShape& shape) {
     for (const Epochs& at : epochs_)
         if (at.sent != at.received)
-            return Status::error(Code::kInvalidArgument, "call the hooks of earlier calls first", "something is between its send and its receive half");
+            return Status::error(Code::kInvalidArgument, "call the hooks of earlier calls first",
+                                 "something is between its send and its receive half");
     // All that any rank posted is complete behind the first barrier; no rank writes before all have emptied their places.
     if (!ll_settle(view_, LlPhase::kDispatch)) return fault();
     EFA_TRY(group_.barrier());
@@ -174,9 +178,10 @@ Status LlState::empty_places() {
     if (view_.has_lines) std::memset(view_.base + view_.at.tokens_in, 0, view_.at.rows_out - view_.at.tokens_in);
     std::fill(sent_.begin(), sent_.end(), 0);
     if (!view_.state || view_.has_lines) return Status();
+    const uint32_t n_ranks = view_.shape.n_ranks;
     for (uint32_t slot = 0; slot < 4; ++slot)
-        for (uint32_t rank = 0; rank < view_.shape.n_ranks; ++rank)
-            if (by_network(view_, rank)) arrived_[slot * view_.shape.n_ranks + rank] = arrivals(*view_.state, static_cast<int>(rank), slot);
+        for (uint32_t rank = 0; rank < n_ranks; ++rank)
+            if (by_network(view_, rank)) arrived_[slot * n_ranks + rank] = arrivals(*view_.state, static_cast<int>(rank), slot);
     return Status();
 }
 
@@ -187,8 +192,12 @@ Status LlState::agree_on_epochs() {
     for (uint32_t rank = 0; rank < view_.shape.n_ranks; ++rank) {
         if (group_.is_masked(static_cast<int>(rank))) continue;
         const OneLane lane;
-        if (!by_network(view_, rank)) flag_store(lane, word_at(view_.stores[rank], view_.at.epochs_in, view_.rank), *own);
-        else if (!ll_put(view_, lane, LlPhase::kDispatch, word_at(view_.base, view_.at.epochs_in, view_.rank), own, 8, rank)) return fault();
+        if (!by_network(view_, rank)) {
+            flag_store(lane, word_at(view_.stores[rank], view_.at.epochs_in, view_.rank), *own);
+            continue;
+        }
+        uint64_t* there = word_at(view_.base, view_.at.epochs_in, view_.rank);
+        if (!ll_put(view_, lane, LlPhase::kDispatch, there, own, 8, rank)) return fault();
     }
     if (!ll_settle(view_, LlPhase::kDispatch)) return fault();
     EFA_TRY(group_.barrier());
