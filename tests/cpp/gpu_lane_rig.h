@@ -36,9 +36,16 @@ class Meeting {
         std::unique_lock held(lock_);
         wait(held);
     }
+    // Somebody will not come any more: all who wait, or will, give up.
+    void abandon() {
+        const std::lock_guard held(lock_);
+        is_abandoned_ = true;
+        wake_.notify_all();
+    }
 
    private:
     void wait(std::unique_lock<std::mutex>& held) {
+        if (is_abandoned_) throw check::Failed{};
         const uint64_t round = round_;
         if (++here_ == n_) {
             here_ = 0;
@@ -46,12 +53,14 @@ class Meeting {
             wake_.notify_all();
             return;
         }
-        wake_.wait(held, [&] { return round_ != round; });
+        wake_.wait(held, [&] { return round_ != round || is_abandoned_; });
+        if (round_ == round) throw check::Failed{};
     }
     const int n_;
     std::mutex lock_;
     std::condition_variable wake_;
     int here_ = 0;
+    bool is_abandoned_ = false;
     uint64_t round_ = 0;
     std::vector<uint8_t> bytes_;
 };
@@ -114,6 +123,7 @@ class Job {
                     body(pe);
                 } catch (const check::Failed&) {
                     failed = true;
+                    meeting_.abandon();  // or the other PEs would wait for this one for ever
                 }
             });
         for (std::thread& thread : threads) thread.join();
