@@ -107,9 +107,11 @@ Status run_steps(const Arguments& arguments, pe::Pe& pe, Run* run) {
             EFA_TRY(runner.run(arguments.steps[i], is_posted, &outcome));
             run->checked += outcome.checked;
             if (!outcome.wrong.empty() && run->mismatches++ == 0) run->wrong = outcome.wrong + (is_posted ? ", posted" : ", by the proxy");
-            if (outcome.samples_ns.empty()) continue;
+            if (outcome.samples_ns.empty() && outcome.missing.empty()) continue;  // another PE's
+            const std::string found = outcome.missing.empty() ? "\"samples_ns\": " + number_list(outcome.samples_ns)
+                                                              : "\"missing\": " + pe::json_text(outcome.missing);
             run->results += std::string(run->results.empty() ? "" : ", ") + "{\"step\": " + std::to_string(i) + ", \"path\": \"" +
-                            (is_posted ? "posted" : "proxy") + "\", \"samples_ns\": " + number_list(outcome.samples_ns) + "}";
+                            (is_posted ? "posted" : "proxy") + "\", " + found + "}";
         }
     }
     return Status();

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Steps by posters: CPU threads that call the device API.
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <thread>
@@ -7,6 +9,23 @@
 #include "transport_steps.h"
 
 namespace nvshmem_efa::perf {
+
+// Called before each access to shared memory, of which a call makes a few dozen. A yield is for the threads of this
+// process; a nap, seldom enough to be lost in the figures, for other processes, which a spinning one can starve.
+void let_others_run() {
+    constexpr uint32_t kAccesses = 256;
+    constexpr uint64_t kNapEveryNs = 2'000'000;
+    thread_local uint32_t made = 0;
+    thread_local uint64_t napped_ns = bench::now_ns();
+    if (++made % kAccesses != 0) return;
+    if (bench::now_ns() - napped_ns < kNapEveryNs) {
+        sched_yield();
+        return;
+    }
+    const timespec nap{0, 50'000};
+    nanosleep(&nap, nullptr);
+    napped_ns = bench::now_ns();
+}
 
 // The error that the host finds behind a call that returned false.
 Status StepRunner::finish(const Step& step, const uint64_t* out, std::vector<double>* samples) {

@@ -7,6 +7,12 @@
 #include <string>
 #include <vector>
 
+// Posters spin, and there may be fewer cores than spinning threads: now and then they let others run.
+namespace nvshmem_efa::perf {
+void let_others_run();
+}
+#define NVSHMEM_EFA_STEP_HOOK ::nvshmem_efa::perf::let_others_run
+
 #include "bench_bodies.h"
 #include "pe_runtime/pe.h"
 
@@ -27,6 +33,7 @@ struct Outcome {
     std::vector<double> samples_ns;  // of the PE that times; empty elsewhere
     uint64_t checked = 0;            // bytes and words of this PE
     std::string wrong;               // the first of them that is not as it must be
+    std::string missing;             // why the step cannot be measured
 };
 
 // One PE's part in all steps. All PEs call the same in the same order.

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import nvshmem_efa
+from nvshmem_efa.bench_cli import bench_transport
 from nvshmem_efa.errors import EfaError, ExitCode
 
 PROFILES = ("efa2", "efa3", "efa4")
@@ -163,6 +164,9 @@ def bench_host(as_json: bool) -> int:
 
         show_bench(result)
     return ExitCode.GOOD
+
+
+bench.add_command(bench_transport)
 
 
 @cli.command()

@@ -21,6 +21,7 @@ STREAM_NON_BLOCKING = 1
 INIT_WITH_UNIQUEID = 1 << 3
 SIGNAL_SET = 9
 SIGNAL_ADD = 10
+CMP_GE = 5
 UNIQUE_ID_BYTES = 128
 
 
@@ -139,6 +140,23 @@ class NvshmemHost:
         """On the stream: an atomic addition to a word of `pe`."""
         self._library.nvshmemx_signal_op_on_stream(
             c_void_p(target), c_uint64(value), c_int(SIGNAL_ADD), c_int(pe), self._cuda.stream
+        )
+
+    def put_nbi(self, target: int, source: int, size: int, pe: int) -> None:
+        """On the stream, as the three that follow."""
+        self._library.nvshmemx_putmem_nbi_on_stream(
+            c_void_p(target), c_void_p(source), c_size_t(size), c_int(pe), self._cuda.stream
+        )
+
+    def get_nbi(self, target: int, source: int, size: int, pe: int) -> None:
+        self._library.nvshmemx_getmem_nbi_on_stream(
+            c_void_p(target), c_void_p(source), c_size_t(size), c_int(pe), self._cuda.stream
+        )
+
+    def wait_signal(self, signal: int, value: int) -> None:
+        """The stream goes on once our word is at least `value`."""
+        self._library.nvshmemx_signal_wait_until_on_stream(
+            c_void_p(signal), c_int(CMP_GE), c_uint64(value), self._cuda.stream
         )
 
     def quiet_on_stream(self) -> None:

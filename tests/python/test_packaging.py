@@ -42,6 +42,8 @@ def test_the_wheel_holds_plugins_programs_headers_kernels_and_types() -> None:
     expected = {f"nvshmem_efa/lib/nvshmem_transport_efa_abi{abi}.so" for abi in installed.PLUGIN_ABIS}
     expected |= {"nvshmem_efa/lib/libnvshmem_efa.so", "nvshmem_efa/lib/libnvshmem_efa_shim.so"}
     expected |= {"nvshmem_efa/bin/nvshmem-efa-pe", "nvshmem_efa/bin/nvshmem-efa-bench-host", "nvshmem_efa/py.typed"}
+    expected |= {"nvshmem_efa/bin/nvshmem-efa-bench-transport", "nvshmem_efa/lib/libnvshmem_efa_bench.so"}
+    expected |= {"nvshmem_efa/kernels/bench_bodies.h"}
     expected |= {f"nvshmem_efa/include/nvshmem_efa/{name}" for name in HEADERS}
     expected |= {f"nvshmem_efa/kernels/{name}" for name in KERNELS}
     expected |= {"nvshmem_efa/lib/libnvshmem_efa_ep.so", "deep_ep/py.typed", *DEEP_EP}

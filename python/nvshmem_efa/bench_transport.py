@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs `nvshmem-efa bench transport`: one process a PE, on GPUs with NVSHMEM, or on CPU threads without either."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nvshmem_efa import installed, kernels
+from nvshmem_efa.bench_plan import Step, plan
+from nvshmem_efa.bench_result import BenchResult, label_of, make_rows, versions_here
+from nvshmem_efa.demo import Log, Progress, Tracker
+from nvshmem_efa.demo import _errors_of as errors_of
+from nvshmem_efa.demo import _exit_code as exit_code_of
+from nvshmem_efa.demo import _parse_record as parse_record
+from nvshmem_efa.demo import _sum_integers as sum_integers
+from nvshmem_efa.errors import ConfigError, MissingError
+from nvshmem_efa.launch import launch_environment
+from nvshmem_efa.machine import Machine
+from nvshmem_efa.nvshmem import Nvshmem, find_nvshmem
+from nvshmem_efa.processes import Outcome, run_job
+
+PES_MAX = 16
+CPU_PES = 2
+ABI = 6
+KERNEL = "transport_bench"
+# Where the user says nothing else. In order and without second copies, for both paths.
+DEFAULTS = {
+    "NVSHMEM_EFA_MODE": "soft",
+    "NVSHMEM_EFA_GPU_QUEUES": "4",
+    "NVSHMEM_EFA_SOFT_REORDER_NS": "0",
+    # A software device takes a peer for dead after half of it. On few cores a process may stand still for seconds.
+    "NVSHMEM_EFA_TIMEOUT_MS": "30000",
+}
+# NVLink would carry everything, and the transport would not be asked; a kernel that is loaded lazily while another one
+# spins can wait for it for ever.
+GPU_DEFAULTS = {
+    "NVSHMEM_DISABLE_P2P": "1",
+    "NVSHMEM_DISABLE_NCCL": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    "NCCL_NVLS_ENABLE": "0",
+    "NVSHMEM_SYMMETRIC_SIZE": str(256 << 20),
+    "CUDA_MODULE_LOADING": "EAGER",
+}
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the user asked for."""
+
+    pes: int | None = None  # None: 2 on CPUs, on GPUs one each, at most 4
+    only: tuple[str, ...] = ()
+    quick: bool = False
+    cpu: bool = False  # CPU threads although there are GPUs
+    deadline_s: float = 300.0
+
+
+def run_transport_bench(options: BenchOptions, on_progress: Progress, log: Log) -> BenchResult:
+    """Runs all PEs to the end, or kills them. What a PE did wrong is in the result; a machine that cannot is raised."""
+    gpus = 0 if options.cpu else Machine().gpu_count() or 0
+    pes = _pes(options, gpus)
+    steps = plan(gpus > 0, pes, options.quick, options.only)
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD" or gpus}
+    for name, value in DEFAULTS.items():
+        env[name] = env.get(name) or value
+    tracker = Tracker(pes, on_progress, log)
+    with tempfile.TemporaryDirectory(prefix="nvshmem-efa-") as folder:
+        versions = versions_here()
+        if gpus:
+            found = _require_nvshmem()
+            image = _image()
+            env = {**GPU_DEFAULTS, **launch_environment(env, None, None)}
+            versions |= {"nvshmem": found.version, "image": image.name}
+            commands = _gpu_commands(found, image, Path(folder) / "unique-id", steps, pes)
+        else:
+            commands = _cpu_commands(steps, pes)
+        outcome = run_job(commands, env, options.deadline_s, tracker.on_line)
+    return conclude(options, gpus > 0, pes, steps, outcome, versions, env)
+
+
+def _pes(options: BenchOptions, gpus: int) -> int:
+    pes = options.pes or (max(n for n in (1, 2, 4) if n <= gpus) if gpus else CPU_PES)
+    if not 1 <= pes <= PES_MAX:
+        raise ConfigError(f"--pes {pes} is not in 1..{PES_MAX}")
+    if gpus and pes > gpus:
+        raise ConfigError(f"--pes {pes} is more than the {gpus} GPU(s) here", f"use --pes {gpus}, or --cpu")
+    return pes
+
+
+def _require_nvshmem() -> Nvshmem:
+    found = find_nvshmem()
+    if found is None:
+        raise MissingError(
+            "the GPUs here need NVSHMEM: no libnvshmem_host.so.3",
+            "pip install 'nvshmem-efa[cu13]' (or [cu12]), or measure with --cpu",
+        )
+    installed.shim()  # named errors rather than a loader's warning in every PE
+    installed.find("lib", "libnvshmem_efa_bench.so")
+    return found
+
+
+def _image() -> Path:
+    archs = kernels.archs_here()
+    if len(archs) != 1:
+        raise ConfigError(f"the GPUs here are of several kinds: {', '.join(archs)}", "choose with CUDA_VISIBLE_DEVICES")
+    return kernels.build(KERNEL, archs[0]).path
+
+
+def _common(steps: list[Step], pes: int) -> list[str]:
+    return ["--pes", str(pes), "--steps", ",".join(step.text for step in steps),
+            "--record-fd", "{record_fd}", "--progress-fd", "{progress_fd}"]  # fmt: skip
+
+
+def _cpu_commands(steps: list[Step], pes: int) -> list[list[str]]:
+    program = str(installed.find("bin", "nvshmem-efa-bench-transport"))
+    start = [program, "--plugin", str(installed.plugin(ABI)), "--abi", str(ABI),
+             "--job", "bench-" + secrets.token_hex(16), *_common(steps, pes)]  # fmt: skip
+    return [[*start, "--pe", str(pe)] for pe in range(pes)]
+
+
+def _gpu_commands(found: Nvshmem, image: Path, unique_id: Path, steps: list[Step], pes: int) -> list[list[str]]:
+    start = [sys.executable, "-m", "nvshmem_efa.bench_pe", "--library", str(found.library), "--image", str(image),
+             "--unique-id", str(unique_id), *_common(steps, pes)]  # fmt: skip
+    return [[*start, "--pe", str(pe)] for pe in range(pes)]
+
+
+def conclude(
+    options: BenchOptions, on_gpu: bool, pes: int, steps: list[Step], outcome: Outcome, versions: Mapping[str, Any],
+    env: Mapping[str, str],
+) -> BenchResult:  # fmt: skip
+    """The result of a job that has ended, however it did."""
+    records, errors = [], []
+    for member in outcome.members:
+        record = parse_record(member.record)
+        if record is not None:
+            records.append(record)
+        errors += errors_of(member.pe, member.returncode, record, member.errors)
+    if outcome.timed_out:
+        errors.insert(0, f"no end after {options.deadline_s:g} s; all PEs were killed")
+    first: dict[str, Any] = next((record for record in records if record.get("pe") == 0), {})
+    describe = str(first.get("describe") or "")
+    return BenchResult(
+        label=label_of(on_gpu, describe),
+        on_gpu=on_gpu,
+        exit_code=exit_code_of(outcome, errors),
+        errors=errors,
+        elapsed_s=round(outcome.elapsed_s, 3),
+        options={**asdict(options), "pes": pes, "only": list(options.only)},
+        machine={"host": Machine().describe(), "cpu": _cpu_name(), **(first.get("machine") or {})},
+        versions=dict(versions),
+        settings={name: env[name] for name in sorted(env) if name.startswith(("NVSHMEM_", "CUDA_", "NCCL_"))},
+        describe=describe,
+        rows=make_rows(steps, first.get("results") or [], on_gpu),
+        checked=sum_integers(record.get("checked") for record in records),
+        stats=sum_integers(record.get("stats") for record in records),
+    )
+
+
+def _cpu_name() -> str:
+    for line in (Machine().read("/proc/cpuinfo") or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown"
