@@ -14,7 +14,7 @@ foreach(library ibverbs efa)
   target_link_libraries(fake_${library} PRIVATE fake_device)
 endforeach()
 foreach(test test_verbs_start test_verbs_caps test_verbs_memory test_verbs_queues test_verbs_nic test_verbs_faults
-             test_gpu_ring_direct)
+             test_gpu_ring_direct test_arrival_devices)
   target_link_libraries(${test} PRIVATE fake_device)
   target_compile_definitions(${test} PRIVATE FAKE_VERBS_DIR="${fake_verbs_dir}")
   add_dependencies(${test} fake_ibverbs fake_efa)

@@ -36,7 +36,7 @@ Status ArrivalQueues::open_immediates(const Job& job, const std::vector<std::uni
     return Status();
 }
 
-// In the memory of the GPU that the payloads go to where that can be had, as counters are: see choose_memory().
+// In the memory of the GPU that the payloads go to where that can be had, as counters are: see open_counters().
 Status ArrivalQueues::open_entries(Rail* rail, uint32_t depth, const ArrivalAttr& attr) {
     CqAttr cq;
     cq.depth = depth;
@@ -52,7 +52,7 @@ Status ArrivalQueues::open_entries(Rail* rail, uint32_t depth, const ArrivalAttr
             status = rail->nic->create_cq(cq, &rail->cq);
         }
         if (status.ok()) return Status();
-        EFA_LOG(kWarn, "gpu", "completions of arrivals go to host memory: %s", status.message());
+        EFA_LOG(kWarn, "gpu", "completions of arrivals go to host memory, where nothing orders them behind payloads in GPU memory: %s", status.message());
         rail->gpu_entries.release();
         cq.memory = nullptr;
         cq.memory_bytes = 0;

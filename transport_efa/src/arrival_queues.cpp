@@ -82,8 +82,7 @@ Status ArrivalQueues::open(const Job& job, const std::vector<std::unique_ptr<Nic
         EFA_TRY(made->open_immediates(job, nics, attr).with_context("immediates of arrivals"));
     } else {
         for (size_t rail = 0; rail < job.n_rails; ++rail) EFA_TRY(check_limits(job, *nics[rail], attr));
-        EFA_TRY(made->choose_memory(attr.posters, attr.is_soft).with_context("counters of arrivals"));
-        EFA_TRY(made->open_counters(nics, attr.qkey).with_context("counters of arrivals"));
+        EFA_TRY(made->open_counters(nics, attr).with_context("counters of arrivals"));
         made->unread_max_ = kCounterMask31;
     }
     *queues = std::move(made);
@@ -94,31 +93,43 @@ Status ArrivalQueues::open(const Job& job, const std::vector<std::unique_ptr<Nic
 ArrivalQueues::~ArrivalQueues() {
     close_immediates();
     host_map_.unmap();
-    for (const Made& made : made_)
-        if (made.qp) (void)made.nic->destroy_qp(made.qp);
-    for (const Made& made : made_)
-        if (made.counter) (void)made.nic->destroy_counter(made.counter);
-    for (const auto& [nic, cq] : cqs_) (void)nic->destroy_cq(cq);
+    close_counters();
     gpu_memory_.release();
     if (host_memory_) munmap(host_memory_, bytes_);
+}
+
+void ArrivalQueues::close_counters() {
+    for (const Made& made : made_)
+        if (made.qp) (void)made.nic->destroy_qp(made.qp);
+    for (Made& made : made_) {
+        if (made.counter) (void)made.nic->destroy_counter(made.counter);
+        made = Made{};
+    }
+    for (const auto& [nic, cq] : cqs_) (void)nic->destroy_cq(cq);
+    cqs_.clear();
 }
 
 // A counter in the memory of the GPU that the payload goes to is written behind that payload, on the same way. One in
 // host memory is not: it serves posters that are CPU threads, the software device, which counts when the copy is done,
 // and GPUs whose memory no counter can be put into.
-Status ArrivalQueues::choose_memory(MemoryKind posters, bool is_soft) {
+Status ArrivalQueues::open_counters(const std::vector<std::unique_ptr<Nic>>& nics, const ArrivalAttr& attr) {
     const size_t bytes = 2 * n_ * sizeof(uint64_t);
-    if (posters == MemoryKind::kCuda && !is_soft) {
-        const Status status = gpu_memory_.allocate_zeroed(bytes);
+    if (attr.posters == MemoryKind::kCuda && !attr.is_soft) {
+        Status status = gpu_memory_.allocate_zeroed(bytes);
         if (status.ok()) {
             words_ = gpu_memory_.data();
             words_kind_ = MemoryKind::kCuda;
             counts_at_posters_ = reinterpret_cast<const uint64_t*>(words_);
-            return Status();
+            status = make_counters(nics, attr.qkey);
+            if (status.ok()) return status;
         }
-        EFA_LOG(kWarn, "gpu", "counters of arrivals go to host memory: %s", status.message());
+        EFA_LOG(kWarn, "gpu", "counters of arrivals go to host memory, where nothing orders them behind payloads in GPU memory: %s",
+                status.message());
+        close_counters();
+        gpu_memory_.release();
     }
-    return map_host_memory(bytes, posters);
+    EFA_TRY(map_host_memory(bytes, attr.posters));
+    return make_counters(nics, attr.qkey);
 }
 
 Status ArrivalQueues::map_host_memory(size_t bytes, MemoryKind posters) {
@@ -134,7 +145,7 @@ Status ArrivalQueues::map_host_memory(size_t bytes, MemoryKind posters) {
     return Status();
 }
 
-Status ArrivalQueues::open_counters(const std::vector<std::unique_ptr<Nic>>& nics, uint32_t qkey) {
+Status ArrivalQueues::make_counters(const std::vector<std::unique_ptr<Nic>>& nics, uint32_t qkey) {
     for (size_t rail = 0; rail < n_rails_; ++rail) {
         Cq cq;  // neither sends nor plain writes end in it
         CqAttr attr;

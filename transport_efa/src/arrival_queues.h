@@ -58,9 +58,10 @@ class ArrivalQueues {
         uint16_t qp_num = 0;
     };
     ArrivalQueues() = default;
-    Status open_counters(const std::vector<std::unique_ptr<Nic>>& nics, uint32_t qkey);
+    Status open_counters(const std::vector<std::unique_ptr<Nic>>& nics, const ArrivalAttr& attr);
+    Status make_counters(const std::vector<std::unique_ptr<Nic>>& nics, uint32_t qkey);
+    void close_counters();
     Status open_queue(Nic& nic, uint64_t cq, uint32_t qkey, size_t index);
-    Status choose_memory(MemoryKind posters, bool is_soft);
     Status map_host_memory(size_t bytes, MemoryKind posters);
     // arrival_immediates.cpp
     struct Rail {
