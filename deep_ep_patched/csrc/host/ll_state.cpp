@@ -173,7 +173,8 @@ Status LlState::clean(const LlShape& shape) {
 }
 
 Status LlState::empty_places() {
-    std::memset(view_.base, 0, view_.at.control_bytes);
+    // Word by word: devices wrote some that nobody has read.
+    for (uint64_t i = 0; i < view_.at.control_bytes / 8; ++i) __atomic_store_n(word_at(view_.base, 0, i), 0, __ATOMIC_RELAXED);
     // Tags that another shape's content left where this one's lines have theirs.
     if (view_.has_lines) std::memset(view_.base + view_.at.tokens_in, 0, view_.at.rows_out - view_.at.tokens_in);
     std::fill(sent_.begin(), sent_.end(), 0);
