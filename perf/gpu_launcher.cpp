@@ -144,7 +144,7 @@ int nvshmem_efa_bench_run(nvshmem_efa_bench* bench, const nvshmem_efa_bench_laun
 
 int nvshmem_efa_bench_close(nvshmem_efa_bench* bench) {
     const int code = guarded([&] { return close(*bench); });
-    if (!bench->is_stuck) delete bench;  // else the stream may still read it
+    if (!bench->is_stuck) delete bench;  // else the stream may still read it, and so may whoever looks why
     return code;
 }
 

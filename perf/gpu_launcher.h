@@ -33,7 +33,7 @@ NVSHMEM_EFA_BENCH_API uint64_t nvshmem_efa_bench_out(const nvshmem_efa_bench* be
  * deadline is a timeout, and the launcher of no more use. */
 NVSHMEM_EFA_BENCH_API int nvshmem_efa_bench_run(nvshmem_efa_bench* bench, const nvshmem_efa_bench_launch* launch, void* out,
                                                 uint64_t bytes);
-/* Frees all of it, whatever it returns; but nothing that a kernel still uses. */
+/* Frees all of it. While a kernel may still run it is a timeout, and the launcher stays as it is. */
 NVSHMEM_EFA_BENCH_API int nvshmem_efa_bench_close(nvshmem_efa_bench* bench);
 /* Of the calling thread's last call that failed; its own until the next. */
 NVSHMEM_EFA_BENCH_API const char* nvshmem_efa_bench_error(void);

@@ -135,6 +135,7 @@ class FakeKernels:
         self.samples(args, report)
 
     def bench_put_signal(self, args: Args, blocks: int, threads: int, report: list[int]) -> None:
+        assert (blocks, threads) == (2 if args.side == 2 else 1, 1)
         for side in (0, 1) if args.side == 2 else (args.side,):
             self.pe.copy(args.peer, args.dest + side * args.bytes, self.pe.pe, args.source, args.bytes)
         for block in range(blocks):

@@ -260,7 +260,8 @@ def test_a_pe_that_failed_is_named_and_what_was_measured_before_is_kept(capsys: 
     show_transport_bench(result)
     shown = capsys.readouterr().out
     assert "no speed of EFA hardware" in shown and "<= 0.6 yes" in shown and "last words" in shown
-    assert concluded(member(0, 0, good), member(1, 0, {**good, "pe": 1}), timed_out=True).exit_code == ExitCode.TIMEOUT
+    late = concluded(member(0, 0, good), member(1, 0, {**good, "pe": 1}), timed_out=True)
+    assert (late.exit_code, late.errors) == (ExitCode.TIMEOUT, ["no end after 300 s; all PEs were killed"])
 
 
 def test_wrong_bytes_are_exit_code_1_in_words() -> None:
