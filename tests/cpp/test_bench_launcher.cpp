@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `nvshmem-efa bench transport` launches its kernels with, on a fake driver.
+// What `nvshmem-efa bench transport` launches its kernels with, on a fake driver; and what tells right bytes from wrong.
 #include <atomic>
 #include <cstring>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "fake_cuda/fake_cuda.h"
 #include "gpu_launcher.h"
 #include "module_registry.h"
+#include "nvshmem_efa/api.h"
 #include "status.h"
 
 using namespace nvshmem_efa;
@@ -157,6 +159,32 @@ TEST(a_closed_launcher_leaves_nothing_behind) {
     }
     CHECK_EQ(fake_cuda_calls("cuMemAlloc"), fake_cuda_calls("cuMemFree"));
     CHECK_EQ(fake_cuda_calls("cuModuleUnload"), 3u);
+    CHECK_EQ(std::string(nvshmem_efa_modules_json()), "[]");
+}
+
+TEST(a_byte_that_is_missing_from_another_pe_or_from_another_place_is_wrong) {
+    constexpr size_t kBytes = 1000;
+    std::vector<char> source(kBytes), dest(kBytes, 'x');
+    bench::Args args{};
+    args.source = source.data();
+    args.dest = dest.data();
+    args.bytes = kBytes;
+    for (uint64_t first = 0; first < 3; ++first) bench::fill(args, 1, first, 3);
+    const auto wrong = [&](int32_t owner) {
+        args.peer = owner;
+        uint64_t sum = 0;
+        for (uint64_t first = 0; first < 7; ++first) sum += bench::wrong_bytes(args, 0, first, 7);
+        return sum;
+    };
+    CHECK(wrong(1) > kBytes * 9 / 10);  // nothing arrived: a few zeros are right by chance
+    dest = source;
+    args.dest = dest.data();
+    CHECK_EQ(wrong(1), 0u);
+    CHECK(wrong(0) > kBytes * 9 / 10);
+    dest[kBytes - 1] = static_cast<char>(dest[kBytes - 1] ^ 1);
+    CHECK_EQ(wrong(1), 1u);
+    std::memmove(dest.data() + 8, source.data(), kBytes - 8);
+    CHECK(wrong(1) > kBytes * 9 / 10);
 }
 
 TEST_MAIN()
