@@ -156,7 +156,8 @@ Status ArrivalQueues::make_counters(const std::vector<std::unique_ptr<Nic>>& nic
     }
     if (words_kind_ == MemoryKind::kHost)
         for (size_t i = 0; i < n_; ++i)
-            // Acquire: as every look at a counter. Nobody sends yet; a device may hold another start than zero.
+            // Acquire: as every look at a counter. Nobody sends yet. A device's counter may start anywhere; the host
+            // cannot look at those in GPU memory, which are taken to start at zero.
             biases_[i] = static_cast<uint32_t>(__atomic_load_n(reinterpret_cast<uint64_t*>(words_) + i, __ATOMIC_ACQUIRE));
     return Status();
 }
