@@ -81,6 +81,7 @@ class BenchResult:
     on_gpu: bool
     exit_code: ExitCode
     errors: list[str]
+    started: str  # UTC
     elapsed_s: float
     options: dict[str, Any]
     machine: dict[str, Any]

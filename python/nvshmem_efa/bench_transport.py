@@ -7,8 +7,10 @@ import os
 import secrets
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -150,16 +152,18 @@ def conclude(
         on_gpu=on_gpu,
         exit_code=exit_code_of(outcome, errors),
         errors=errors,
+        started=datetime.fromtimestamp(time.time() - outcome.elapsed_s, timezone.utc).isoformat(timespec="seconds"),
         elapsed_s=round(outcome.elapsed_s, 3),
         options={**asdict(options), "pes": pes, "only": list(options.only)},
-        machine={"host": Machine().describe(), "cpu": _cpu_name(), **(first.get("machine") or {})},
+        machine={"host": Machine().describe(), "cpu": _cpu_name(), "load_average_1min": round(os.getloadavg()[0], 1),
+                 **(first.get("machine") or {})},
         versions=dict(versions),
         settings={name: env[name] for name in sorted(env) if name.startswith(("NVSHMEM_", "CUDA_", "NCCL_"))},
         describe=describe,
         rows=make_rows(steps, first.get("results") or [], on_gpu),
         checked=sum_integers(record.get("checked") for record in records),
         stats=sum_integers(record.get("stats") for record in records),
-    )
+    )  # fmt: skip
 
 
 def _cpu_name() -> str:

@@ -43,6 +43,7 @@ def test_a_run_on_cpu_threads_measures_both_paths_and_says_what_its_figures_are(
     assert "CPU threads post to 4 soft queues" in result["describe"]
     assert result["checked"]["mismatches"] == 0 and result["checked"]["bytes"] > 1 << 20
     assert result["stats"]["gpu_work_requests"] > 1000  # the posters did post
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", result["started"])
     assert {row["test"] for row in result["rows"]} == {"put", "put_signal", "amo", "alltoall", "rate"}
     for row in result["rows"]:
         assert row["ratio"] > 0 and row["meets_goal"] is None, row
