@@ -134,6 +134,23 @@ NVSHMEM_EFA_HD inline LlEnd ll_wait(const LlView& view, const Lanes& lanes, cons
 
 // ---- requests ----
 
+struct LlPut {
+    void* there;
+    const void* here;
+    uint64_t bytes;
+    uint32_t rank;
+};
+inline constexpr uint32_t kLlNotCounted = ~0u;
+
+// Never inlined: it is most of a kernel's code, and its call costs little beside a doorbell.
+NVSHMEM_EFA_COLD inline bool ll_post(const LlView& view, const LlPut& put, LlPhase phase, uint32_t slot) {
+    const int pe = static_cast<int>(put.rank);
+    const bool is_good = slot == kLlNotCounted ? put_nbi(*view.state, put.there, put.here, put.bytes, pe)
+                                               : put_counted_nbi(*view.state, put.there, put.here, put.bytes, pe, slot);
+    if (!is_good) ll_fail(view.fault, LlWait::kNetwork, phase, put.rank, 0, 0);
+    return is_good;
+}
+
 // Lane 0 posts what all members stored. `there` and `here` are addresses in the own buffer.
 template <class Lanes>
 NVSHMEM_EFA_HD inline bool ll_put(const LlView& view, const Lanes& lanes, LlPhase phase, void* there, const void* here, uint64_t bytes,
@@ -141,8 +158,7 @@ NVSHMEM_EFA_HD inline bool ll_put(const LlView& view, const Lanes& lanes, LlPhas
     lanes.sync();  // the request's doorbell is a release, cumulative over what this made known to lane 0
     bool is_good = true;
     if (lanes.rank() == 0) {
-        is_good = put_nbi(*view.state, there, here, bytes, static_cast<int>(rank));
-        if (!is_good) ll_fail(view.fault, LlWait::kNetwork, phase, rank, 0, 0);
+        is_good = ll_post(view, {there, here, bytes, rank}, phase, kLlNotCounted);
     }
     return lanes.share(is_good) != 0;
 }
@@ -155,8 +171,7 @@ NVSHMEM_EFA_HD inline bool ll_put_content(const LlView& view, const Lanes& lanes
     lanes.sync();  // as above
     bool is_good = true;
     if (lanes.rank() == 0) {
-        is_good = put_counted_nbi(*view.state, there, here, bytes, static_cast<int>(rank), slot_of(phase, epoch));
-        if (!is_good) ll_fail(view.fault, LlWait::kNetwork, phase, rank, 0, 0);
+        is_good = ll_post(view, {there, here, bytes, rank}, phase, slot_of(phase, epoch));
     }
     return lanes.share(is_good) != 0;
 }
@@ -218,7 +233,7 @@ NVSHMEM_EFA_HD inline LlEnd ll_wait_for_credit(const LlView& view, const Lanes& 
 // second copy could undo the new bytes), and no source of an earlier request is overwritten. And in a combine before the
 // credits: places for rows belong to no rank, so the next to write one may be another. All wait for all credits; ours
 // then says that no late copy of our rows can come.
-NVSHMEM_EFA_HD inline bool ll_settle(const LlView& view, LlPhase phase) {
+NVSHMEM_EFA_COLD inline bool ll_settle(const LlView& view, LlPhase phase) {
     if (!view.state) return true;
 #if !defined(__CUDACC__)
     // quiet() waits as a GPU does. Here the device's thread may need this processor, so the wait gives it away.

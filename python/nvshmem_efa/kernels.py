@@ -36,9 +36,10 @@ class Built:
     seconds: float
 
 
-def names() -> list[str]:
-    """All kernel sources of this package, without their suffix."""
-    return sorted(path.stem for path in _folder("kernels").glob("*.cu"))
+def names(part: str = "") -> list[str]:
+    """The kernel sources of this package, without their suffix; `part` "deep_ep": that package's, as "deep_ep/..."."""
+    folder = _folder("kernels")
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in (folder / part).glob("*.cu"))
 
 
 def archs_here() -> list[str]:
@@ -70,11 +71,11 @@ def build(name: str, arch: str, compiler: Compiler | None = None, cache: Path | 
     source = _source(name)
     options = [f"--gpu-architecture={arch}", "--std=c++20"]
     folder = cache_folder() if cache is None else _private(cache)
-    path = folder / f"{name}-{arch}-{_key(source, options, compiler.version)}.cubin"
+    path = folder / f"{name.replace('/', '-')}-{arch}-{_key(source, options, compiler.version)}.cubin"
     image = _load(path)
     was_cached = image is not None
     if image is None:
-        include = [f"--include-path={_folder(kind)}" for kind in ("include", "kernels")]
+        include = [f"--include-path={folder}" for folder in (_folder("include"), _folder("kernels"), source.parent)]
         image = compiler.compile(source.read_text(), source.name, [*options, *include])
         _store(path, image)
     return Built(name, arch, path, len(image), was_cached, time.monotonic() - started)
@@ -118,8 +119,8 @@ def _private(folder: Path) -> Path:
 
 
 def _source(name: str) -> Path:
-    if name not in names():
-        raise ConfigError(f"there is no kernel {name!r}", f"one of {', '.join(names())}")
+    if name not in [*names(), *names("deep_ep")]:
+        raise ConfigError(f"there is no kernel {name!r}", f"one of {', '.join([*names(), *names('deep_ep')])}")
     return _folder("kernels") / f"{name}.cu"
 
 
@@ -140,7 +141,7 @@ def _inputs(source: Path, options: Sequence[str], version: tuple[int, int]) -> I
     yield f"{version[0]}.{version[1]}".encode()
     yield from (option.encode() for option in options)
     yield source.read_bytes()
-    for folder, files in ((_folder("include"), "*"), (_folder("kernels"), "*.h")):
+    for folder, files in ((_folder("include"), "*"), (_folder("kernels"), "*.*h")):
         for path in sorted(path for path in folder.rglob(files) if path.is_file()):
             yield str(path.relative_to(folder)).encode()
             yield path.read_bytes()
