@@ -60,6 +60,14 @@ TEST(by_the_network_and_immediates_with_everything_reordered_and_placed_twice) {
 TEST(by_the_network_and_lines_with_everything_reordered) {
     const Settings settings(bad_network("efa4"));
     for (const int n : {2, 3}) exchange_all(far_apart(n, EP_ARRIVALS_LINES), "arrivals by lines");
+    Shape s = far_apart(2, EP_ARRIVALS_LINES);  // tokens and rows that take two packets, which overtake each other
+    s.H = 7168;
+    s.M = 4;
+    Ranks ranks(s.ranks, options_of(s));
+    ranks.on_all([&](int rank, ep_group* group) {
+        for (uint64_t seed = 1; seed < 5; ++seed) exchange(Round(s, seed, Routes::kFull), rank, group, EP_LL_BF16);
+    });
+    ranks.close_all();
 }
 
 TEST(two_domains_of_two_use_stores_inside_and_the_network_between) {
@@ -149,6 +157,46 @@ TEST(two_dispatches_and_two_combines_may_be_between_send_and_receive) {
         }
     });
     ranks.close_all();
+}
+
+TEST(a_late_second_copy_never_meets_what_is_sent_to_its_place_next) {
+    auto network = bad_network("efa3");
+    network["SOFT_REORDER_NS"] = "1500000";  // second copies come later than two operations take
+    const Settings settings(network);
+    Shape s = far_apart(3, EP_ARRIVALS_COUNTERS);
+    s.E = 6;
+    Ranks ranks(s.ranks, options_of(s));
+    ranks.on_all([&](int rank, ep_group* group) {
+        for (uint64_t i = 1; i < 20; ++i) exchange(Round(s, i), rank, group, EP_LL_BF16);
+    });
+    ranks.close_all();
+}
+
+TEST(a_rank_that_is_slow_to_receive_finds_what_was_sent_to_it) {
+    for (const int arrivals : {EP_ARRIVALS_COUNTERS, EP_ARRIVALS_LINES}) {
+        const Settings settings(bad_network(arrivals == EP_ARRIVALS_LINES ? "efa4" : "efa3"));
+        Shape s = far_apart(4, arrivals);
+        s.nvlink = 2;
+        Ranks ranks(s.ranks, options_of(s));
+        ranks.on_all([&](int rank, ep_group* group) {
+            const Side before(s);
+            const auto dispatch = [&](uint64_t i, int phase, Side& side) {
+                const Round round(s, i);
+                ep_ll_dispatch_args args = dispatch_args(round, rank, EP_LL_BF16, phase, side);
+                CHECK_OK(error_of(ep_ll_dispatch(group, &args)));
+                if (phase == EP_RECV) check_dispatch(round, rank, EP_LL_BF16, side, before);
+            };
+            // The fast are two ahead of the slow, and no further.
+            Side sending(s);
+            dispatch(1, EP_SEND, sending);
+            for (uint64_t i = 1; i < 24; ++i) {
+                dispatch(i + 1, EP_SEND, sending);
+                if (i % 4 == static_cast<uint64_t>(rank)) usleep(3000);
+                Side side(s);
+                dispatch(i, EP_RECV, side);
+            }
+        });
+    }
 }
 
 TEST(a_hundred_in_a_row_with_ranks_that_are_late_by_chance) {
