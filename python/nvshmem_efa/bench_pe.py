@@ -68,7 +68,8 @@ def describe() -> str:
     return str((library.nvshmem_efa_describe() or b"").decode(errors="replace"))
 
 
-def _arguments() -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
+    """Those that bench_transport gives."""
     parser = argparse.ArgumentParser(prog="nvshmem_efa.bench_pe")
     for name in ("--pe", "--pes", "--record-fd", "--progress-fd"):
         parser.add_argument(name, type=int, required=True)
@@ -98,7 +99,7 @@ def _drive(args: argparse.Namespace, record: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    args = _arguments()
+    args = arguments()
     record: dict[str, Any] = {"schema": SCHEMA, "pe": args.pe, "result": "ok", "error": None, "results": []}
     code = 0
     try:

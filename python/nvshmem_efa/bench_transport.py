@@ -25,6 +25,7 @@ from nvshmem_efa.demo import _sum_integers as sum_integers
 from nvshmem_efa.errors import ConfigError, MissingError
 from nvshmem_efa.launch import launch_environment
 from nvshmem_efa.machine import Machine
+from nvshmem_efa.nvrtc import CudaPython
 from nvshmem_efa.nvshmem import Nvshmem, find_nvshmem
 from nvshmem_efa.processes import Outcome, run_job
 
@@ -76,9 +77,9 @@ def run_transport_bench(options: BenchOptions, on_progress: Progress, log: Log) 
         versions = versions_here()
         if gpus:
             found = _require_nvshmem()
-            image = _image()
+            image, nvrtc = _image()
             env = {**GPU_DEFAULTS, **launch_environment(env, None, None)}
-            versions |= {"nvshmem": found.version, "image": image.name}
+            versions |= {"nvshmem": found.version, "nvrtc": nvrtc, "image": image.name}
             commands = _gpu_commands(found, image, Path(folder) / "unique-id", steps, pes)
         else:
             commands = _cpu_commands(steps, pes)
@@ -107,11 +108,14 @@ def _require_nvshmem() -> Nvshmem:
     return found
 
 
-def _image() -> Path:
+def _image() -> tuple[Path, str]:
+    """The kernels for the GPUs here, and the version of NVRTC that compiled them."""
     archs = kernels.archs_here()
     if len(archs) != 1:
         raise ConfigError(f"the GPUs here are of several kinds: {', '.join(archs)}", "choose with CUDA_VISIBLE_DEVICES")
-    return kernels.build(KERNEL, archs[0]).path
+    compiler = CudaPython()
+    version = ".".join(str(number) for number in compiler.version)
+    return kernels.build(KERNEL, archs[0], compiler).path, version
 
 
 def _common(steps: list[Step], pes: int) -> list[str]:

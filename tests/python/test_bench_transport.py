@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import pytest
 from bench_world import TICK_NS, World, steps_of
 from running import Command
 
-from nvshmem_efa import bench_cli, bench_gpu, bench_pe, bench_plan
+from nvshmem_efa import bench_cli, bench_gpu, bench_pe, bench_plan, bench_transport
 from nvshmem_efa.bench_plan import Goal, Step, from_text, plan
 from nvshmem_efa.bench_result import CPU_LABEL, SCHEMA, commit_of, make_rows, summarize
 from nvshmem_efa.bench_screen import show_transport_bench
 from nvshmem_efa.bench_transport import BenchOptions, conclude
-from nvshmem_efa.errors import ConfigError, EfaError, ExitCode
+from nvshmem_efa.errors import ConfigError, EfaError, ExitCode, MissingError
+from nvshmem_efa.machine import Machine
+from nvshmem_efa.nvshmem import Nvshmem
 from nvshmem_efa.processes import Member, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -202,6 +205,68 @@ def test_reports_have_room_for_every_step() -> None:
         world = World(1)
         records_of(world, text)
         assert world.kernels[0].words_most <= bench_gpu.report_words(steps_of(text)), text
+
+
+class Gpus:
+    """A machine with GPUs and NVSHMEM, as far as starting the PEs goes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.commands: list[list[str]] = []
+        self.env: dict[str, str] = {}
+        found = Nvshmem(Path("/nv"), Path("/nv/lib/libnvshmem_host.so.3"), "test", "3.4.5", (3,))
+        monkeypatch.setattr(Machine, "gpu_count", lambda _: count)
+        monkeypatch.setattr(bench_transport, "find_nvshmem", lambda: found)
+        monkeypatch.setattr(bench_transport, "_image", lambda: (Path("/cache/transport_bench-sm_90a-1.cubin"), "13.0"))
+        monkeypatch.setattr(bench_transport, "run_job", self.run_job)
+
+    def run_job(self, commands: list[list[str]], env: dict[str, str], *_: object) -> Outcome:
+        self.commands, self.env = commands, env
+        return Outcome([], False, None, 1.0)
+
+
+def run(**options: Any) -> Any:  # noqa: ANN401
+    return bench_transport.run_transport_bench(BenchOptions(**options), lambda *_: None, lambda _: None)
+
+
+@pytest.mark.parametrize(("gpus", "pes"), [(1, 1), (2, 2), (3, 2), (4, 4), (8, 4)])
+def test_on_gpus_a_pe_is_started_for_each_with_all_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, pes: int
+) -> None:
+    machine = Gpus(monkeypatch, gpus)
+    result = run(only=("rate",))
+    assert result.on_gpu and result.options["pes"] == pes and result.versions["nvrtc"] == "13.0"
+    assert len(machine.commands) == pes
+    for pe, command in enumerate(machine.commands):
+        assert command[1:3] == ["-m", "nvshmem_efa.bench_pe"]
+        words = [word.format(record_fd=7, progress_fd=8) for word in command[3:]]
+        monkeypatch.setattr(sys, "argv", ["bench_pe", *words])
+        args = bench_pe.arguments()
+        assert (args.pe, args.pes, args.record_fd, args.progress_fd) == (pe, pes, 7, 8)
+        assert [step.posters for step in args.steps] == [1, 32, 8192]
+    assert "libnvshmem_efa_shim" in machine.env["LD_PRELOAD"]
+    assert machine.env["NVSHMEM_REMOTE_TRANSPORT"] == "efa" and machine.env["NVSHMEM_DISABLE_P2P"] == "1"
+
+
+def test_what_the_user_sets_comes_before_what_the_bench_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Gpus(monkeypatch, 1)
+    monkeypatch.setenv("NVSHMEM_EFA_MODE", "relay")
+    monkeypatch.setenv("NVSHMEM_SYMMETRIC_SIZE", "7")
+    run(only=("p",))
+    assert (machine.env["NVSHMEM_EFA_MODE"], machine.env["NVSHMEM_SYMMETRIC_SIZE"]) == ("relay", "7")
+    assert machine.env["NVSHMEM_EFA_GPU_QUEUES"] == "4"
+
+
+def test_gpus_without_nvshmem_and_more_pes_than_gpus_are_refused_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Gpus(monkeypatch, 2)
+    with pytest.raises(ConfigError, match="--pes 4 is more than the 2") as refused:
+        run(pes=4)
+    assert "--cpu" in refused.value.hint
+    monkeypatch.setattr(bench_transport, "find_nvshmem", lambda: None)
+    with pytest.raises(MissingError, match="need NVSHMEM") as missing:
+        run()
+    assert "--cpu" in missing.value.hint
 
 
 # ---- figures ----
