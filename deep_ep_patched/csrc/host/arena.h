@@ -7,16 +7,10 @@
 #include <mutex>
 #include <vector>
 
+#include "ep_normal.h"
 #include "shared_slab.h"
 
 namespace nvshmem_efa::ep {
-
-// Where a block lies, as other ranks are told.
-struct Place {
-    uint32_t slab;
-    uint32_t reserved;
-    uint64_t offset;
-};
 
 class Arena {
  public:
