@@ -108,6 +108,10 @@ class Exchange:
         finally:
             self.abandon()
 
+    def break_off(self) -> None:
+        """This rank has failed between two steps of a collective call: others wait for it, and it waits for nobody."""
+        self._is_broken = True
+
     def abandon(self) -> None:
         """Gives back what this rank has, at once or with the last tensor over its memory. Waits for nobody."""
         with self._lock:

@@ -105,7 +105,7 @@ STRUCTS = {  # as ep_api.h names them
 }
 
 _I32, _I64 = c_int32, c_int64
-_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ep_last_error": (c_char_p, (POINTER(ctypes.c_int),)),
     "ep_open": (c_int32, (POINTER(Options), AllGather, c_void_p, POINTER(c_void_p))),
     "ep_close": (c_int32, (c_void_p,)),
@@ -157,7 +157,7 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise ExchangeError(f"{path} cannot be loaded: {error}; hint: reinstall the package on this machine") from None
-    for name, (result, arguments) in _SIGNATURES.items():
+    for name, (result, arguments) in SIGNATURES.items():
         function = getattr(loaded, name, None)
         if function is None:
             raise ExchangeError(f"{path} has no {name}; hint: the package and the library are of different versions")

@@ -12,6 +12,7 @@ import torch
 from deep_ep import checks, config, events, native
 from deep_ep.config import Config
 from deep_ep.events import EventOverlap
+from deep_ep.exchange import Memory
 from deep_ep.modes import Mode
 from deep_ep.native import pointer
 
@@ -71,7 +72,7 @@ class NormalMode(Mode):
         native.call("ep_layout", byref(arguments))
         per_node = None
         if self._n_nodes > 1:
-            by_node = in_rank.view(n_tokens, self._n_nodes, -1)
+            by_node = in_rank.view(n_tokens, self._n_nodes, self.group_size // self._n_nodes)
             per_node = by_node.any(dim=2).sum(dim=0, dtype=torch.int32)
         return per_rank, per_node, per_expert, in_rank, events.finish(async_finish, topk_idx)
 
@@ -304,13 +305,7 @@ class NormalMode(Mode):
             channel_prefix_matrix=pointer(route.channel_prefix_matrix),
             recv_channel_prefix_matrix=pointer(recv_channels),
         )  # fmt: skip
-        place = native.library().ep_dispatch_place
-        n_bytes = place(byref(arguments))
-        if n_bytes < 0:
-            raise native.last_error()
-        block = self._exchange.place(n_bytes)
-        arguments.recv_block = block.address
-        place(byref(arguments))
+        block = self._place(arguments)
         self._exchange.call("ep_dispatch", byref(arguments))
         rows = sent.n_worst or route.n_recv
         recv_x = block.tensor(arguments.recv_x, x.dtype, (rows, x.shape[1]))
@@ -320,6 +315,26 @@ class NormalMode(Mode):
         # A copy: a handle, which lives until the backward pass, must not keep the block of all rows.
         src_idx = block.tensor(arguments.recv_src_idx, torch.int32, (rows,)).clone()
         return recv_x, recv_scales, recv_idx, weights, src_idx, recv_channels
+
+    def _place(self, arguments: native.DispatchArgs) -> Memory:
+        """Room for the results, which peers are told of. They wait for this rank by now: a failure is theirs, too."""
+        place = native.library().ep_dispatch_place
+        try:
+            if 0 < arguments.n_worst < arguments.n_recv:
+                raise ValueError(
+                    f"num_worst_tokens is {arguments.n_worst}, must be at least {arguments.n_recv}: so many came"
+                    "; hint: the sum of all ranks' tokens is always enough"
+                )
+            n_bytes = place(byref(arguments))
+            if n_bytes < 0:
+                raise native.last_error()
+            block = self._exchange.place(n_bytes)
+        except Exception:
+            self._exchange.break_off()
+            raise
+        arguments.recv_block = block.address
+        place(byref(arguments))
+        return block
 
     def _biases(self, bias: object, shape: tuple[int, int]) -> list[torch.Tensor | None]:
         given = list(bias) if isinstance(bias, (tuple, list)) else [bias]

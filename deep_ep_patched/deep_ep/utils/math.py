@@ -36,7 +36,7 @@ def per_token_cast_to_fp8(
     n_tokens, hidden = x.shape
     if hidden % BLOCK:
         raise ValueError(f"x has {hidden} values a row, must have a multiple of {BLOCK}")
-    blocks = x.float().view(n_tokens, -1, BLOCK)
+    blocks = x.float().view(n_tokens, hidden // BLOCK, BLOCK)
     amax = blocks.abs().amax(dim=2, keepdim=True).clamp(min=AMAX_MIN)
     scale = amax / FP8_MAX
     if round_scale or use_ue8m0:
