@@ -81,6 +81,26 @@ def test_what_the_program_refuses_ends_the_run_with_its_words(command: Command, 
     assert done.returncode == 2 and "there is no folder" in done.stderr
 
 
+@pytest.mark.gpu
+@pytest.mark.xdist_group("gpus")
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("pes", [pytest.param(pes, marks=pytest.mark.gpus(pes)) for pes in (1, 2, 4)])
+def test_a_run_on_gpus_measures_what_each_path_can(command: Command, pes: int) -> None:
+    done = command("bench", "transport", "--quick", "--pes", str(pes), "--json", "-", timeout=350)
+    if done.returncode == ExitCode.MISSING:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    result = json.loads(done.stdout)
+    assert result["on_gpu"] and result["machine"]["gpu"] and result["checked"]["mismatches"] == 0
+    for row in result["rows"]:
+        assert row["posted"] or row["posted_note"] == bench_gpu.ALONE, row
+        assert row["proxy"] or row["proxy_note"] in {
+            *bench_gpu.PROXY_MISSING.values(),
+            bench_gpu.PROXY_ALONE,
+            bench_gpu.ALONE,
+        }
+
+
 # ---- the plan ----
 
 
