@@ -91,10 +91,12 @@ struct Round {
     Round(const Shape& s, uint64_t from, Routes routes = Routes::kRandom) : shape(s), seed(from), of(static_cast<size_t>(s.ranks)) {
         for (int rank = 0; rank < s.ranks; ++rank) draw(rank, routes);
     }
-    // Row that the experts hand back for (source, token, choice): any bits do.
+    // Row that the experts hand back for (source, token, choice): any bits do. In some places choice 1 is large and choice
+    // 2 undoes it, so that a sum in another order is another sum.
     void fill_y(int source, int token, int choice, uint16_t* to) const {
         nvshmem_efa::soft::Prng random(seed * 1000003 + static_cast<uint64_t>((source * 4096 + token) * 16 + choice));
         for (int i = 0; i < shape.H; ++i) to[i] = random_bf16(random);
+        for (int i = 0; i < shape.H && (choice == 1 || choice == 2); i += 16) to[i] = choice == 1 ? 0x4e80 : 0xce80;  // 2^30
     }
 
  private:
@@ -117,7 +119,8 @@ struct Round {
                 const bool is_none = routes == Routes::kNone || (routes == Routes::kOneExpert && k != 1) ||
                                      (routes == Routes::kRandom && random.below(5) == 0);
                 mine.topk.push_back(is_none ? -1 : routes == Routes::kOneExpert ? shape.E - 1 : experts[static_cast<size_t>(k)]);
-                mine.weights.push_back(static_cast<float>(random.below(1000)) / 999.0f);
+                const float weight = static_cast<float>(random.below(1000)) / 999.0f;
+                mine.weights.push_back(k == 2 ? mine.weights.back() : weight);
             }
         }
     }
