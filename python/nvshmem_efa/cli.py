@@ -42,12 +42,14 @@ def cli() -> None:
 @click.option("--deadline", default=60.0, show_default=True, help="Seconds after which everything is killed.")
 @click.option("--gpu", is_flag=True, help="Run on this machine's GPUs with the real NVSHMEM library.")
 @click.option("--device", is_flag=True, help="Use this machine's EFA devices instead of software ones.")
+@click.option("--moe/--no-moe", default=True, show_default=True,
+              help="Also run a MoE layer on deep_ep; needs torch. Not with --gpu or --device.")  # fmt: skip
 @json_option
 def demo(
-    pes: int, seed: int, profile: str, abi: str, deadline: float, gpu: bool, device: bool, as_json: bool
+    pes: int, seed: int, profile: str, abi: str, deadline: float, gpu: bool, device: bool, moe: bool, as_json: bool
 ) -> int:
     """Exchange tokens between processes through software EFA devices, and check every byte."""
-    from nvshmem_efa.demo import DemoOptions, run_demo
+    from nvshmem_efa.demo import DemoOptions, run_demo, with_moe
     from nvshmem_efa.screen import progress_bar, show_demo
 
     if gpu and device:
@@ -60,6 +62,8 @@ def demo(
             result = run_gpu_demo(options, step, log)
         else:
             result = run_demo(options, step, log)
+            if moe and not device:
+                result = with_moe(result, step)
     if as_json:
         click.echo(result.to_json())
     else:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: an expert-parallel token exchange between processes of this machine, through the software EFA device."""
+"""The demo: an expert-parallel token exchange between processes of this machine, through the software EFA device.
+
+Then the same as a framework sees it: a mixture-of-experts layer on deep_ep (moe_demo.py).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import json
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nvshmem_efa import histogram, installed
 from nvshmem_efa.errors import ConfigError, ExitCode
+from nvshmem_efa.moe_demo import MoeResult, run_moe
 from nvshmem_efa.processes import Outcome, run_job
 
 SCHEMA = "nvshmem-efa-demo/1"
@@ -80,6 +84,7 @@ class DemoResult:
     checked: dict[str, int] = field(default_factory=dict)
     stats: dict[str, int] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    moe: MoeResult | None = None
 
     @property
     def times_are(self) -> str:
@@ -118,6 +123,25 @@ def _environment(options: DemoOptions) -> dict[str, str]:
         NVSHMEM_EFA_SOFT_SEED=str(options.seed),
     )
     return env
+
+
+def with_moe(result: DemoResult, on_progress: Progress) -> DemoResult:
+    """The result with a MoE layer's after it. A demo that failed already is left as it is."""
+    if result.exit_code != ExitCode.GOOD:
+        return result
+    options = result.options
+    on_progress(0, 1, "MoE layer")
+    moe = run_moe(options.pes, options.seed, options.profile, options.deadline_s)
+    on_progress(1, 1, "MoE layer")
+    code = ExitCode.TIMEOUT if moe.timed_out else ExitCode.FAILED if moe.errors else ExitCode.GOOD
+    return replace(
+        result,
+        exit_code=code,
+        result=_RESULTS[code],
+        errors=[*result.errors, *(f"MoE layer: {error}" for error in moe.errors)],
+        elapsed_s=round(result.elapsed_s + moe.elapsed_s, 3),
+        moe=moe,
+    )
 
 
 class Tracker:

@@ -18,6 +18,7 @@ from nvshmem_efa.checks import Verdict
 from nvshmem_efa.demo import DemoResult
 from nvshmem_efa.doctor import Report
 from nvshmem_efa.errors import ExitCode
+from nvshmem_efa.moe_demo import MoeResult
 from nvshmem_efa.settings import Setting
 
 PIPE_WIDTH = 110  # where there is no terminal to ask
@@ -88,6 +89,8 @@ def show_demo(result: DemoResult) -> None:
         console.print(f"Times are {result.times_are}.", style="dim")
         for name, value in _totals(result):
             console.print(f"{name:<28} {value}")
+    if result.moe:
+        _show_moe(console, result.moe)
     for error in result.errors:
         console.print(Text(error, style="red"), soft_wrap=True)
     good = result.exit_code == ExitCode.GOOD
@@ -95,6 +98,16 @@ def show_demo(result: DemoResult) -> None:
     console.print(
         Text(f"{'result':<28} {verdict} ({result.elapsed_s:.1f} s)", style="bold green" if good else "bold red")
     )
+
+
+def _show_moe(console: Console, moe: MoeResult) -> None:
+    if moe.left_out:
+        console.print(f"{'MoE layer':<28} left out: {moe.left_out}", soft_wrap=True)
+        return
+    console.print(f"{'MoE layer':<28} {moe.tokens} tokens on {moe.ranks} ranks: {moe.how}", soft_wrap=True)
+    for name, value in moe.difference.items():
+        console.print(f"{'  ' + name:<28} {value:.1e} off one process alone, relative and squared")
+    console.print(f"{'  work requests posted':<28} {moe.work_requests:,}")
 
 
 def _totals(result: DemoResult) -> Iterator[tuple[str, str]]:

@@ -63,13 +63,17 @@ def test_the_demo_is_right_and_quick(command: Command) -> None:
     assert result["checked"]["bytes"] > 1_000_000
     assert result["stats"]["work_requests"] > 1000
     assert result["stats"]["soft_out_of_order"] > 0, "nothing was reordered, so nothing was shown"
+    moe = result["moe"]
+    assert (moe["left_out"], moe["errors"], moe["ranks"]) == ("", [], 4)
+    assert set(moe["difference"]) == {"normal", "low latency", "low latency, FP8"}
+    assert moe["stats"]["gpu_work_requests"] > 100, "the bytes between ranks did not go through work requests"
     cpu_s = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     print(f"demo: {result['elapsed_s']} s, {cpu_s:.1f} s of processor time")
     assert cpu_s < 2 * SECONDS_MAX  # rather than elapsed time, which other work on the machine makes longer
 
 
 def test_the_demo_uses_every_kind_of_operation(command: Command) -> None:
-    result = json.loads(command("demo", "--json", "--pes", "2", timeout=90).stdout)
+    result = json.loads(command("demo", "--json", "--no-moe", "--pes", "2", timeout=90).stdout)
     ops = {row["op"] for row in result["operations"]}
     assert {"put", "get", "p", "g", "amo", "amo_fetch", "put_signal", "fence", "quiet", "barrier"} <= ops
     timed = [row for row in result["operations"] if row["op"] == "put_signal" and row["p50_ns"]]
@@ -79,7 +83,7 @@ def test_the_demo_uses_every_kind_of_operation(command: Command) -> None:
 
 @pytest.mark.parametrize("profile", ["efa2", "efa4"])
 def test_other_generations_are_right_too(command: Command, profile: str) -> None:
-    done = command("demo", "--pes", "2", "--profile", profile, "--seed", "7", timeout=90)
+    done = command("demo", "--no-moe", "--pes", "2", "--profile", profile, "--seed", "7", timeout=90)
     assert done.returncode == 0, done.stderr
     assert "every byte is right" in done.stdout
     assert "not of EFA" in done.stdout
@@ -91,7 +95,7 @@ def test_the_demo_is_right_with_every_fault_that_srd_allows(command: Command) ->
         "NVSHMEM_EFA_SOFT_DELAY_PPM": "2000",
         "NVSHMEM_EFA_SOFT_RNR_PPM": "20000",
     }
-    done = command("demo", "--json", "--pes", "3", "--seed", "5", env=faults, timeout=90)
+    done = command("demo", "--json", "--no-moe", "--pes", "3", "--seed", "5", env=faults, timeout=90)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stats"]["soft_duplicates"] > 0
 
@@ -125,7 +129,7 @@ def test_a_pe_that_dies_ends_the_demo_by_name(monkeypatch: pytest.MonkeyPatch, m
 
 
 def test_a_wrong_setting_ends_the_demo_with_its_name(command: Command) -> None:
-    done = command("demo", "--pes", "2", env={"NVSHMEM_EFA_TIMEOUT_MS": "1"})
+    done = command("demo", "--no-moe", "--pes", "2", env={"NVSHMEM_EFA_TIMEOUT_MS": "1"})
     assert done.returncode == 2, done.stdout + done.stderr
     assert "NVSHMEM_EFA_TIMEOUT_MS=1 is not in 10..3600000" in done.stdout + done.stderr
 
@@ -133,7 +137,7 @@ def test_a_wrong_setting_ends_the_demo_with_its_name(command: Command) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_ended_demo_leaves_nothing_behind(clean_env: dict[str, str], number: signal.Signals, mark: str) -> None:
     env = {**clean_env, **dict([mark.split("=")])}
-    arguments = [sys.executable, "-m", "nvshmem_efa", "demo", "--json"]
+    arguments = [sys.executable, "-m", "nvshmem_efa", "demo", "--no-moe", "--json"]
     with subprocess.Popen(
         arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=interruptible
     ) as process:
@@ -159,7 +163,7 @@ def test_a_demo_on_devices_says_what_is_missing_where_there_are_none(command: Co
 
 
 def test_two_demos_at_once_do_not_meet(clean_env: dict[str, str]) -> None:
-    arguments = [sys.executable, "-m", "nvshmem_efa", "demo", "--json", "--pes", "2"]
+    arguments = [sys.executable, "-m", "nvshmem_efa", "demo", "--no-moe", "--json", "--pes", "2"]
     both = [subprocess.Popen(arguments, env=clean_env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     results = [json.loads(process.communicate(timeout=90)[0]) for process in both]
     assert [result["result"] for result in results] == ["ok", "ok"]

@@ -94,8 +94,8 @@ def test_the_readme_shows_both_commands_on_its_first_screen() -> None:
     first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
     assert "nvshmem-efa demo" in first_screen
     assert "pytest" in first_screen
-    assert ".venv/bin/pip install ." in first_screen
-    assert ".venv/bin/pip install '.[test]'" in first_screen
+    assert ".venv/bin/pip install torch==2.13.0 . " in first_screen
+    assert ".venv/bin/pip install torch==2.13.0 '.[test]'" in first_screen
 
 
 def test_changelog_names_the_version() -> None:
