@@ -279,6 +279,8 @@ def case_memory_goes_back_with_the_last_tensor(job: Job) -> None:
     del view
     assert runtime.n_lent == before, "a handle must not keep the rows"
     assert len(handle) == 6
+    places = {dispatched(buffer, world)[0].data_ptr() for _ in range(20)}
+    assert len(places) <= 2, "memory that was given back is used again"
 
 
 def case_a_hundred_exchanges_back_to_back_with_random_delays(job: Job) -> None:
