@@ -84,7 +84,7 @@ TEST(results_that_are_kept_are_not_overwritten_while_the_arena_grows) {
     ranks.on_all([&](int rank, ep_group* group) {
         std::vector<std::unique_ptr<Exchange>> kept;
         for (uint64_t seed = 1; seed <= 6; ++seed) {
-            const Shape shape{.tokens = {60, 70, 80}, .hidden = 4096 << (seed % 3), .seed = seed};
+            const Shape shape{.tokens = {60, 70, 80}, .hidden = 2048 << (seed % 3), .seed = seed};
             kept.push_back(std::make_unique<Exchange>(shape, rank, group));
             kept.back()->run();
         }
