@@ -125,6 +125,23 @@ TEST(edges_of_the_shape_work) {
     }
 }
 
+TEST(eight_ranks_in_four_domains_with_several_threads_each) {
+    const Settings settings(bad_network("efa3"));
+    Shape s = far_apart(8, EP_ARRIVALS_AUTO);
+    s.nvlink = 2;
+    s.M = 4;
+    s.K = 6;
+    const auto options = options_of(s);
+    Ranks ranks(s.ranks, [&](ep_options& o) {
+        options(o);
+        o.workers = 1 + o.rank % 3;
+    });
+    ranks.on_all([&](int rank, ep_group* group) {
+        for (uint64_t i = 0; i < 4; ++i) exchange(Round(s, 60 + i), rank, group, kFormats[i], i % 2 == 1);
+    });
+    ranks.close_all();
+}
+
 TEST(two_dispatches_and_two_combines_may_be_between_send_and_receive) {
     const Settings settings(bad_network("efa3"));
     Shape s = far_apart(4, EP_ARRIVALS_AUTO);

@@ -181,14 +181,18 @@ TEST(lines_are_refused_by_name_where_devices_do_not_place_them_whole) {
     });
 }
 
-TEST(without_a_way_in_particular_it_takes_counters_where_there_are_any) {
-    for (const char* profile : {"efa3", "efa4"}) {
-        const Settings settings(bad_network(profile));
+TEST(without_a_way_in_particular_it_takes_counters_where_there_are_any_and_else_immediates) {
+    for (const std::string profile : {"efa2", "efa3", "efa4"}) {
+        const Settings settings(bad_network(profile.c_str()));
         Shape s;
         s.ranks = 2;
         s.nvlink = 1;
         Ranks ranks(2, options_of(s));
-        ranks.on_all([&](int, ep_group* group) { CHECK(std::strstr(ep_describe(group), "arrivals by counters") != nullptr); });
+        const char* const expected = profile == "efa2" ? "arrivals by immediates" : "arrivals by counters";
+        ranks.on_all([&](int rank, ep_group* group) {
+            CHECK(std::strstr(ep_describe(group), expected) != nullptr);
+            for (uint64_t i = 1; i < 4; ++i) exchange(Round(s, i), rank, group, EP_LL_FP8);
+        });
         ranks.close_all();
     }
 }
