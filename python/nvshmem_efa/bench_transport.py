@@ -18,16 +18,13 @@ from nvshmem_efa import installed, kernels
 from nvshmem_efa.bench_plan import Step, plan
 from nvshmem_efa.bench_result import BenchResult, label_of, make_rows, versions_here
 from nvshmem_efa.demo import Log, Progress, Tracker
-from nvshmem_efa.demo import _errors_of as errors_of
-from nvshmem_efa.demo import _exit_code as exit_code_of
-from nvshmem_efa.demo import _parse_record as parse_record
-from nvshmem_efa.demo import _sum_integers as sum_integers
 from nvshmem_efa.errors import ConfigError, MissingError
 from nvshmem_efa.launch import launch_environment
 from nvshmem_efa.machine import Machine
 from nvshmem_efa.nvrtc import CudaPython
 from nvshmem_efa.nvshmem import Nvshmem, find_nvshmem
 from nvshmem_efa.processes import Outcome, run_job
+from nvshmem_efa.records import errors_of, exit_code_of, parse_record, sum_integers
 
 PES_MAX = 16
 CPU_PES = 2

@@ -17,12 +17,12 @@ from nvshmem_efa import histogram, installed
 from nvshmem_efa.errors import ConfigError, ExitCode
 from nvshmem_efa.moe_demo import MoeResult, run_moe
 from nvshmem_efa.processes import Outcome, run_job
+from nvshmem_efa.records import errors_of, exit_code_of, parse_record, sum_integers
 
 SCHEMA = "nvshmem-efa-demo/1"
 PES_MAX = 16
 EXPERTS_MIN = 16
 TOPK = 4
-ERROR_LINES_KEPT = 20
 
 _RESULTS = {
     ExitCode.GOOD: "ok",
@@ -171,13 +171,13 @@ def conclude(options: DemoOptions, outcome: Outcome) -> DemoResult:
     records: list[dict[str, Any]] = []
     errors: list[str] = []
     for member in outcome.members:
-        record = _parse_record(member.record)
+        record = parse_record(member.record)
         if record is not None:
             records.append(record)
-        errors += _errors_of(member.pe, member.returncode, record, member.errors)
+        errors += errors_of(member.pe, member.returncode, record, member.errors)
     if outcome.timed_out:
         errors.insert(0, f"no end after {options.deadline_s:g} s; all PEs were killed")
-    exit_code = _exit_code(outcome, errors)
+    exit_code = exit_code_of(outcome, errors)
     return DemoResult(
         options=options,
         exit_code=exit_code,
@@ -185,43 +185,10 @@ def conclude(options: DemoOptions, outcome: Outcome) -> DemoResult:
         errors=errors,
         elapsed_s=round(outcome.elapsed_s, 3),
         operations=merge_operations(records),
-        checked=_sum_integers(record.get("checked") for record in records),
-        stats=_sum_integers(record.get("stats") for record in records),
+        checked=sum_integers(record.get("checked") for record in records),
+        stats=sum_integers(record.get("stats") for record in records),
         records=records,
     )
-
-
-def _parse_record(data: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(data)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _errors_of(pe: int, returncode: int | None, record: dict[str, Any] | None, stderr: bytes) -> list[str]:
-    """Why this PE is not good, in its own words where it had any; empty for a good one."""
-    if returncode == 0 and record is not None and record.get("result") == "ok":
-        return []
-    if record is not None and isinstance(record.get("error"), dict):
-        error = record["error"]
-        hint = f"; hint: {error['hint']}" if error.get("hint") else ""
-        return [f"PE {pe}: {error.get('code')}: {error.get('message')}{hint}"]
-    if record is not None and record.get("result") == "failed":
-        checked = record.get("checked") or {}
-        return [f"PE {pe}: {checked.get('mismatches')} wrong values; first: {checked.get('first_mismatch')}"]
-    how = "was killed by signal" if returncode is not None and returncode < 0 else "ended with exit code"
-    tail = stderr.decode(errors="replace").splitlines()[-ERROR_LINES_KEPT:]
-    return ["\n    ".join([f"PE {pe} {how} {abs(returncode or 0)} and left no record of a good run", *tail])]
-
-
-def _exit_code(outcome: Outcome, errors: list[str]) -> ExitCode:
-    if outcome.timed_out:
-        return ExitCode.TIMEOUT
-    if outcome.first_failed is not None:
-        code = outcome.members[outcome.first_failed].returncode
-        return ExitCode(code) if code in (2, 3, 4) else ExitCode.FAILED  # pe-runtime.md has the same numbers
-    return ExitCode.FAILED if errors else ExitCode.GOOD
 
 
 def merge_operations(records: list[dict[str, Any]]) -> list[OperationRow]:
@@ -244,20 +211,3 @@ def merge_operations(records: list[dict[str, Any]]) -> list[OperationRow]:
             )
         )
     return rows
-
-
-def _sum_integers(objects: Any) -> dict[str, int]:  # noqa: ANN401 - JSON of any shape
-    """The integer fields of several JSON objects added up; nested objects as `outer.inner`."""
-    totals: dict[str, int] = {}
-    for item in objects:
-        for name, value in _integers("", item):
-            totals[name] = totals.get(name, 0) + value
-    return totals
-
-
-def _integers(prefix: str, value: Any) -> list[tuple[str, int]]:  # noqa: ANN401
-    if isinstance(value, dict):
-        return [pair for name, inner in value.items() for pair in _integers(f"{prefix}.{name}".lstrip("."), inner)]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [(prefix, value)]
-    return []

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nvshmem_efa.processes import Outcome, run_job
+from nvshmem_efa.records import ERROR_LINES_KEPT, parse_record
 
 HIDDEN = 2048
 INTERMEDIATE = 128
@@ -20,7 +19,6 @@ EXPERTS_A_RANK = 4
 TOPK = 4
 MAX_TOKENS = 32
 RANKS_MAX = 8
-ERROR_LINES_KEPT = 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def conclude(ranks: int, deadline_s: float, outcome: Outcome) -> MoeResult:
     difference: dict[str, float] = {}
     stats: dict[str, int] = {}
     for member in outcome.members:
-        record = _parse(member.record)
+        record = parse_record(member.record)
         if record is None:
             tail = "\n    ".join(member.errors.decode(errors="replace").splitlines()[-ERROR_LINES_KEPT:])
             errors.append(f"rank {member.pe} ended with exit code {member.returncode} and left no record\n    {tail}")
@@ -106,11 +104,3 @@ def conclude(ranks: int, deadline_s: float, outcome: Outcome) -> MoeResult:
     if outcome.timed_out:
         errors.insert(0, f"no end after {deadline_s:g} s; all ranks were killed")
     return MoeResult("", errors, ranks, tokens, how, difference, stats, outcome.timed_out, round(outcome.elapsed_s, 3))
-
-
-def _parse(data: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(data)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None

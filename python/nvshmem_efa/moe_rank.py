@@ -56,6 +56,7 @@ def run(rank: int, n_ranks: int, seed: int) -> dict[str, Any]:
     found = {name: difference(y, expected) for name, y in passes.items()}
     wrong = [name for name, value in found.items() if not value <= DIFFERENCE_MAX[name]]
     exchange = buffer.runtime
+    assert exchange is not None  # not destroyed yet
     stats = json.loads(exchange.stats_json())
     record = {"tokens": tokens, "difference": found, "wrong": wrong, "stats": stats, "how": exchange.describe()}
     buffer.destroy()

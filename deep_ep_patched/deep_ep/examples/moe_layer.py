@@ -104,4 +104,5 @@ def _rows_of(packed: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.
     if isinstance(packed, torch.Tensor):
         return packed
     values, scales = packed
-    return (values.float().unflatten(-1, (-1, 128)) * scales.unsqueeze(-1)).flatten(-2)
+    rows: torch.Tensor = (values.float().unflatten(-1, (-1, 128)) * scales.unsqueeze(-1)).flatten(-2)
+    return rows
