@@ -22,7 +22,8 @@ class Expert:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """bf16 or float [n, H] -> float [n, H]."""
-        return torch.relu(x.float() @ self.up) @ self.down
+        y: torch.Tensor = torch.relu(x.float() @ self.up) @ self.down
+        return y
 
 
 class MoELayer:
