@@ -43,7 +43,7 @@ void at_once(const std::vector<std::function<void()>>& scenes) {
     for (std::thread& thread : threads) thread.join();
     if (failed) throw check::Failed{};
 }
-constexpr int kDeadlineMs = check::kIsSanitized ? 3000 : 1200;
+constexpr int kDeadlineMs = check::kIsSanitized ? 2500 : 1200;
 
 void one_does_not_come(int missing) {
     Ranks ranks(4, options_of(mixed(), kDeadlineMs));
