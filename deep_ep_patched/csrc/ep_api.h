@@ -33,19 +33,24 @@ typedef int (*ep_allgather)(void* context, const void* send, void* recv, int64_t
 
 enum ep_arrivals { EP_ARRIVALS_AUTO = 0, EP_ARRIVALS_COUNTERS = 1, EP_ARRIVALS_IMMEDIATES = 2, EP_ARRIVALS_LINES = 3 };
 
+/* GPU: buffers are in the memory of the GPU that is current in ep_open(), pointers of the low-latency calls are the GPU's, and
+ * kernels do the work: calls return when those are in the stream, and what fails in one is an error of a later call. Ranks
+ * are processes. Has not run on a GPU yet; normal mode is not there. */
+enum ep_executor { EP_EXECUTOR_CPU = 0, EP_EXECUTOR_GPU = 1 };
+
 typedef struct ep_options {
     uint32_t bytes; /* sizeof(ep_options) */
     int32_t rank, n_ranks;
     int32_t nvlink_ranks;    /* ranks [k * nvlink_ranks, +nvlink_ranks) reach each other's memory; divides n_ranks */
     int32_t low_latency;     /* 1: the network is brought up, even when nobody needs it */
-    int32_t nvlink_for_ll;   /* 0: in low-latency mode all bytes between ranks go through the network */
+    int32_t nvlink_for_ll;   /* 0: in low-latency mode all bytes between ranks go through the network; -1: a rank's own, too */
     int32_t arrivals;        /* enum ep_arrivals: how a rank learns what has arrived through the network */
     int32_t workers;         /* threads of this rank that do the copying, 1..16; 1: the caller alone */
     int64_t nvl_bytes;       /* first slab of the shared arena; it grows by demand */
     int64_t rdma_bytes;      /* symmetric buffer of the low-latency mode */
     int64_t timeout_ms;      /* of every wait; the error names the rank that was waited for */
     int32_t enable_shrink;   /* 1: a rank that is late is masked instead */
-    int32_t reserved;
+    int32_t executor;        /* enum ep_executor */
 } ep_options;
 
 EP_API const char* ep_last_error(int* code); /* "" and 0 when there was none; the text is the thread's until its next call */
@@ -54,6 +59,10 @@ EP_API int ep_open(const ep_options* options, ep_allgather allgather, void* cont
 EP_API int ep_close(ep_group* group);   /* collective; the group is gone whatever it returns */
 EP_API void ep_abandon(ep_group* group); /* not collective: gives all back without waiting for anybody */
 EP_API int ep_barrier(ep_group* group);  /* collective; through shared memory or network, honours masks */
+/* For the GPU executor. A cubin of csrc/kernels, copied; each kernel before the first call that needs it. */
+EP_API int ep_load_kernels(ep_group* group, const void* image, int64_t bytes);
+EP_API int ep_use_stream(ep_group* group, void* stream); /* CUstream of the calls from now on */
+EP_API int ep_wait(ep_group* group); /* what is in that stream has ended, and its failure is told */
 EP_API int ep_buffer(ep_group* group, int32_t is_rdma, void** base, int64_t* bytes);
 EP_API const char* ep_describe(ep_group* group);   /* "4 ranks, 2 of NVLink each; 2 rails (soft0, soft1), arrivals by counters" */
 EP_API const char* ep_stats_json(ep_group* group); /* work requests, bytes, doorbells, waits in ns, since ep_open() */

@@ -49,10 +49,10 @@ struct GpuWords {
 };
 
 struct GpuCommon {
-    LlView view;  // pointers are the GPU's
+    GpuReport* report;  // as the GPU sees it; first, where tests look for it
     GpuWords* words;
-    GpuReport* report;
     uint64_t gate_ns;  // deadline of the blocks' waits for each other: beyond all others
+    LlView view;       // pointers are the GPU's
 };
 
 // Kernels nvshmem_efa::ep::dispatch() and combine(). Their names are looked up by profilers of DeepEP's test programs.

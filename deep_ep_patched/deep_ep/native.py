@@ -46,7 +46,7 @@ def _fields(text: str) -> Sequence[tuple[str, Any]]:
 class Options(Sized):
     _fields_ = _fields(
         "i32 rank n_ranks nvlink_ranks low_latency nvlink_for_ll arrivals workers;"
-        "i64 nvl_bytes rdma_bytes timeout_ms; i32 enable_shrink reserved"
+        "i64 nvl_bytes rdma_bytes timeout_ms; i32 enable_shrink executor"
     )
 
 
@@ -111,6 +111,9 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ep_close": (c_int32, (c_void_p,)),
     "ep_abandon": (None, (c_void_p,)),
     "ep_barrier": (c_int32, (c_void_p,)),
+    "ep_load_kernels": (c_int32, (c_void_p, c_char_p, _I64)),
+    "ep_use_stream": (c_int32, (c_void_p, c_void_p)),
+    "ep_wait": (c_int32, (c_void_p,)),
     "ep_buffer": (c_int32, (c_void_p, _I32, POINTER(c_void_p), POINTER(_I64))),
     "ep_describe": (c_char_p, (c_void_p,)),
     "ep_stats_json": (c_char_p, (c_void_p,)),

@@ -30,6 +30,13 @@ const char* group_text(ep_group* group, std::string ep_group::*text, const Make&
     }
 }
 
+Status gpu_of(const ep_group* group, GpuRuntime** gpu) {
+    EFA_TRY(check_group(group));
+    *gpu = group->group->gpu();
+    if (*gpu) return Status();
+    return Status::error(Code::kInvalidArgument, "open it with EP_EXECUTOR_GPU", "this group works on the CPU");
+}
+
 }  // namespace
 
 int report(const Status& status) noexcept {
@@ -87,6 +94,32 @@ int ep_barrier(ep_group* group) {
     return guarded("ep_barrier", [&] {
         EFA_TRY(check_group(group));
         return group->group->barrier();
+    });
+}
+
+int ep_load_kernels(ep_group* group, const void* image, int64_t bytes) {
+    return guarded("ep_load_kernels", [&] {
+        GpuRuntime* gpu = nullptr;
+        EFA_TRY(gpu_of(group, &gpu));
+        return gpu->load_kernels(image, static_cast<size_t>(bytes < 0 ? 0 : bytes));
+    });
+}
+
+int ep_use_stream(ep_group* group, void* stream) {
+    return guarded("ep_use_stream", [&] {
+        GpuRuntime* gpu = nullptr;
+        EFA_TRY(gpu_of(group, &gpu));
+        gpu->use_stream(stream);
+        return Status();
+    });
+}
+
+int ep_wait(ep_group* group) {
+    return guarded("ep_wait", [&] {
+        GpuRuntime* gpu = nullptr;
+        EFA_TRY(gpu_of(group, &gpu));
+        if (ModeState* mode = group->group->low_latency().get()) return mode->before_barrier();
+        return gpu->wait("the exchange");
     });
 }
 

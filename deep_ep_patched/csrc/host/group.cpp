@@ -30,6 +30,7 @@ Group::~Group() {
 uint8_t* Group::peer_buffer(int rank) const {
     if (!network_ || !is_in_domain(rank)) return nullptr;
     if (rank == options_.rank) return network_->base();
+    if (gpu_) return peer_blocks_.empty() ? nullptr : peer_blocks_[static_cast<size_t>(rank - domain_.first)].data();
     const SharedSlab& slab = peer_buffers_[static_cast<size_t>(rank - domain_.first)];
     return slab.base() ? slab.base() + network_->own_bytes() : nullptr;
 }
@@ -43,6 +44,7 @@ Status Group::forgive(int rank, Status late) {
 
 Status Group::barrier() {
     EFA_TRY(check_usable());
+    if (low_latency_) EFA_TRY(breaks(low_latency_->before_barrier()));
     EFA_TRY(breaks(control_.barrier([this](int i) { return is_masked(domain_.rank_of(i)); },
                                     [this](int i, Status late) { return forgive(domain_.rank_of(i), std::move(late)); })));
     if (!network_) return Status();
@@ -63,6 +65,7 @@ Status Group::breaks(Status status) {
 std::string Group::describe() const {
     std::string text = std::to_string(options_.n_ranks) + (options_.n_ranks == 1 ? " rank, " : " ranks, ") +
                        std::to_string(options_.nvlink_ranks) + " of NVLink each";
+    if (gpu_) text += ", on GPUs";
     if (network_) text += "; " + network_->describe();
     if (low_latency_ && !low_latency_->describe().empty()) text += ", " + low_latency_->describe();
     return text;

@@ -11,6 +11,7 @@
 #include "arena.h"
 #include "control.h"
 #include "ep_api.h"
+#include "gpu_runtime.h"
 #include "network.h"
 #include "workers.h"
 
@@ -22,6 +23,7 @@ class ModeState {
     virtual ~ModeState() = default;
     virtual std::string stats_json() const { return ""; }  // members of an object, without braces
     virtual std::string describe() const { return ""; }    // "arrivals by counters"
+    virtual Status before_barrier() { return Status(); }   // masks are those of now
 };
 
 class Group {
@@ -36,10 +38,16 @@ class Group {
     const Domain& domain() const { return domain_; }
     bool is_in_domain(int rank) const { return rank >= domain_.first && rank < domain_.first + domain_.n_ranks; }
 
+    // Reached by stores in low-latency mode, where it has memory that is mapped here.
+    bool is_near(int rank) const {
+        return rank == options_.rank ? options_.nvlink_for_ll >= 0 : options_.nvlink_for_ll > 0 && is_in_domain(rank);
+    }
+
     Arena& arena() { return arena_; }
     Control& control() { return control_; }
     Workers& workers() { return *workers_; }
     Network* network() { return network_.get(); }  // null when the group has none
+    GpuRuntime* gpu() { return gpu_.get(); }       // null: CPU threads do the work
     // The symmetric buffer of a rank of this domain, mapped here; null for other ranks, and without a network.
     uint8_t* peer_buffer(int rank) const;
     std::unique_ptr<ModeState>& low_latency() { return low_latency_; }
@@ -75,6 +83,8 @@ class Group {
     Arena arena_;
     Control control_;
     std::unique_ptr<Workers> workers_;
+    std::unique_ptr<GpuRuntime> gpu_;  // outlives all GPU memory
+    std::vector<GpuBlock> peer_blocks_;     // the same, of peers' GPUs
     std::vector<SharedSlab> peer_buffers_;  // [rank of the domain]; outlive the low-latency state
     std::unique_ptr<Network> network_;
     std::vector<std::atomic<int32_t>> masks_;

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "gpu_low_latency.h"
 #include "group.h"
 #include "ll_state.h"
 #include "log.h"
@@ -16,6 +17,7 @@ struct Card {
     uint32_t version = 0;
     ep_options options = {};
     SlabName control = {}, buffer = {};
+    cuda::IpcHandle gpu_buffer;
     uint64_t buffer_bytes = 0;
     int32_t error_code = 0;
     char error[512] = {};
@@ -24,7 +26,7 @@ struct Card {
 namespace {
 
 constexpr uint32_t kCardMagic = 0x44524345;  // "ECRD"
-constexpr uint32_t kCardVersion = 1;
+constexpr uint32_t kCardVersion = 2;
 constexpr int32_t kRanksMax = 1024;
 constexpr int64_t kTimeoutMaxMs = 86400000;
 
@@ -86,6 +88,7 @@ Status check_card(const Card& card, const ep_options& own, int rank) {
                 {"nvlink_ranks", theirs.nvlink_ranks, own.nvlink_ranks},
                 {"low_latency", theirs.low_latency, own.low_latency},
                 {"nvlink_for_ll", theirs.nvlink_for_ll, own.nvlink_for_ll},
+                {"executor", theirs.executor, own.executor},
                 {"arrivals", theirs.arrivals, own.arrivals},
                 {"rdma_bytes", theirs.rdma_bytes, own.rdma_bytes},
                 {"enable_shrink", theirs.enable_shrink, own.enable_shrink}};
@@ -111,7 +114,8 @@ Status check_options(const ep_options& options) {
                   {"rank", options.rank, 0, int64_t{options.n_ranks} - 1},
                   {"nvlink_ranks", options.nvlink_ranks, 1, kDomainRanksMax},
                   {"low_latency", options.low_latency, 0, 1},
-                  {"nvlink_for_ll", options.nvlink_for_ll, 0, 1},
+                  {"nvlink_for_ll", options.nvlink_for_ll, -1, 1},
+                  {"executor", options.executor, EP_EXECUTOR_CPU, EP_EXECUTOR_GPU},
                   {"arrivals", options.arrivals, EP_ARRIVALS_AUTO, EP_ARRIVALS_LINES},
                   {"workers", options.workers, 1, 16},
                   {"nvl_bytes", options.nvl_bytes, 0, int64_t{1} << 46},
@@ -130,22 +134,30 @@ Status Group::open_parts() {
     EFA_TRY(check_options(options_));
     workers_ = std::make_unique<Workers>(options_.workers);
     EFA_TRY(control_.create());
-    EFA_TRY(arena_.open(static_cast<size_t>(options_.nvl_bytes)));
+    if (options_.executor == EP_EXECUTOR_GPU) EFA_TRY(GpuRuntime::open(options_.timeout_ms, &gpu_));
+    if (!gpu_) EFA_TRY(arena_.open(static_cast<size_t>(options_.nvl_bytes)));
     if (!needs_network(options_)) return Status();
-    return Network::open(options_, domain_.n_ranks > 1, &network_).with_context("network");
+    return Network::open(options_, domain_.n_ranks > 1, gpu_.get(), &network_).with_context("network");
 }
 
 Status Group::map_parts(const std::vector<Card>& cards) {
     std::vector<SlabName> names;
     peer_buffers_.resize(static_cast<size_t>(domain_.n_ranks));
+    peer_blocks_.resize(static_cast<size_t>(domain_.n_ranks));
     for (int i = 0; i < domain_.n_ranks; ++i) {
         const int rank = domain_.rank_of(i);
         const Card& card = cards[static_cast<size_t>(rank)];
         names.push_back(card.control);
         if (!network_ || rank == options_.rank) continue;
-        if (card.buffer_bytes != network_->slab().bytes())
+        const uint64_t own_bytes = gpu_ ? network_->block().bytes() : network_->slab().bytes();
+        if (card.buffer_bytes != own_bytes)
             return differs("the symmetric buffer's size", rank, static_cast<int64_t>(card.buffer_bytes), options_.rank,
-                           static_cast<int64_t>(network_->slab().bytes()));
+                           static_cast<int64_t>(own_bytes));
+        if (gpu_) {
+            EFA_TRY(gpu_->open_shared(card.gpu_buffer, card.buffer_bytes, &peer_blocks_[static_cast<size_t>(i)])
+                        .with_context("rank " + std::to_string(rank)));
+            continue;
+        }
         EFA_TRY(SharedSlab::open(card.buffer, card.buffer_bytes, "the symmetric buffer", &peer_buffers_[static_cast<size_t>(i)])
                     .with_context("rank " + std::to_string(rank)));
     }
@@ -160,7 +172,7 @@ Status Group::connect(const Bootstrap& bootstrap) {
     network_->slab().unlink();
     EFA_TRY(agree(bootstrap, network_->connect(bootstrap).with_context("network")));
     if (!options_.low_latency) return Status();
-    return agree(bootstrap, LlState::open(*this, &low_latency_).with_context("low latency"));
+    return agree(bootstrap, (gpu_ ? GpuLowLatency::open(*this, &low_latency_) : LlState::open(*this, &low_latency_)).with_context("low latency"));
 }
 
 Status Group::open(const ep_options& options, ep_allgather allgather, void* context, std::unique_ptr<Group>* group) {
@@ -180,8 +192,13 @@ Status Group::open(const ep_options& options, ep_allgather allgather, void* cont
     }
     if (opened.ok()) {
         own.control = made->control_.name();
-        if (made->network_) own.buffer = made->network_->slab().name();
-        if (made->network_) own.buffer_bytes = made->network_->slab().bytes();
+        if (made->network_ && made->gpu_) {
+            own.buffer_bytes = made->network_->block().bytes();
+            if (made->domain_.n_ranks > 1) opened = made->gpu_->share(made->network_->block(), &own.gpu_buffer);
+        } else if (made->network_) {
+            own.buffer = made->network_->slab().name();
+            own.buffer_bytes = made->network_->slab().bytes();
+        }
     }
     own.error_code = static_cast<int32_t>(opened.code());
     std::snprintf(own.error, sizeof own.error, "%s", opened.message());

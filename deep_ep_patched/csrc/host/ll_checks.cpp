@@ -37,12 +37,13 @@ Status check_experts(const int64_t* experts, int32_t n_topk, int32_t token, int3
 
 // What both calls share.
 template <class Args>
-Status check_tokens(const Args& args, int n_ranks) {
+Status check_tokens(const Args& args, int n_ranks, bool has_values) {
     EFA_TRY(in_range("phases", args.phases, EP_SEND, EP_SEND | EP_RECV));
     EFA_TRY(check_sizes({args.max_tokens, args.hidden, args.n_experts, n_ranks}));
     EFA_TRY(in_range("the number of tokens", args.n_tokens, 0, args.max_tokens));
     EFA_TRY(in_range("num_topk", args.n_topk, 1, std::min<int64_t>(kLlTopkMax, args.n_experts)));
     if (args.n_tokens > 0) EFA_TRY(is_given("topk_idx", args.topk_idx, 8));
+    if (!has_values) return Status();
     const int64_t* experts = args.topk_idx;
     for (int32_t token = 0; token < args.n_tokens; ++token, experts += args.n_topk)
         EFA_TRY(check_experts(experts, args.n_topk, token, args.n_experts));
@@ -86,8 +87,8 @@ Status check_sizes(const LlSizes& sizes) {
                          "num_experts is %d, which %d ranks cannot share", sizes.n_experts, sizes.n_ranks);
 }
 
-Status check_dispatch(const ep_ll_dispatch_args& args, int n_ranks) {
-    EFA_TRY(check_tokens(args, n_ranks));
+Status check_dispatch(const ep_ll_dispatch_args& args, int n_ranks, bool has_values) {
+    EFA_TRY(check_tokens(args, n_ranks, has_values));
     EFA_TRY(in_range("the format", args.format, EP_LL_BF16, EP_LL_FP8_UE8M0));
     if (is_fp8(args.format) && args.hidden % 512 != 0)
         return Status::error(Code::kInvalidArgument, "use_fp8=False has no such limit",
@@ -101,13 +102,13 @@ Status check_dispatch(const ep_ll_dispatch_args& args, int n_ranks) {
     return is_given("recv_count", args.recv_count, 4);
 }
 
-Status check_combine(const ep_ll_combine_args& args, int n_ranks) {
-    EFA_TRY(check_tokens(args, n_ranks));
+Status check_combine(const ep_ll_combine_args& args, int n_ranks, bool has_values) {
+    EFA_TRY(check_tokens(args, n_ranks, has_values));
     if (args.phases & EP_SEND) {
         if (!args.zero_copy) EFA_TRY(is_given("x", args.x, 16));
         EFA_TRY(is_given("recv_src_info", args.recv_src_info, 4));
         EFA_TRY(is_given("recv_layout_range", args.recv_layout_range, 8));
-        EFA_TRY(check_rows(args, n_ranks));
+        if (has_values) EFA_TRY(check_rows(args, n_ranks));
     }
     if (!(args.phases & EP_RECV) || args.n_tokens == 0) return Status();
     EFA_TRY(is_given("topk_weights", args.topk_weights, 4));

@@ -12,7 +12,8 @@ struct LlSizes {
 };
 
 Status check_sizes(const LlSizes& sizes);
-Status check_dispatch(const ep_ll_dispatch_args& args, int n_ranks);
-Status check_combine(const ep_ll_combine_args& args, int n_ranks);  // also that the handle's rows are in range
+// `has_values`: arrays are looked into, too: that experts exist, and that the handle's rows are in range. False on a GPU.
+Status check_dispatch(const ep_ll_dispatch_args& args, int n_ranks, bool has_values = true);
+Status check_combine(const ep_ll_combine_args& args, int n_ranks, bool has_values = true);
 
 }  // namespace nvshmem_efa::ep

@@ -3,6 +3,7 @@
 #include "api.h"
 #include "ep_ll_combine.cuh"
 #include "ep_ll_dispatch.cuh"
+#include "gpu_low_latency.h"
 #include "ll_checks.h"
 #include "ll_state.h"
 
@@ -14,9 +15,16 @@ constexpr OneLane kLane;
 
 Status state_of(ep_group* group, LlState** state) {
     EFA_TRY(check_group(group));
+    if (group->group->gpu() && group->group->low_latency()) return Status::error(Code::kInternal, nullptr, "the GPU has a way of its own");
     *state = static_cast<LlState*>(group->group->low_latency().get());
     if (!*state) return Status::error(Code::kInvalidArgument, "open it with low_latency_mode=True", "this group has no low-latency mode");
     return group->group->check_usable();
+}
+
+// Null with the CPU executor.
+GpuLowLatency* on_gpu(const ep_group* group) {
+    const bool is_gpus = group && group->group && group->group->gpu();
+    return is_gpus ? static_cast<GpuLowLatency*>(group->group->low_latency().get()) : nullptr;
 }
 
 template <class Args>
@@ -135,6 +143,11 @@ int64_t ep_ll_bytes(int32_t max_tokens, int32_t hidden, int32_t n_ranks, int32_t
 
 int ep_ll_dispatch(ep_group* group, ep_ll_dispatch_args* args) {
     return guarded("ep_ll_dispatch", [&] {
+        if (GpuLowLatency* gpu = on_gpu(group)) {
+            EFA_TRY(check_args(args, "ep_ll_dispatch_args"));
+            EFA_TRY(check_dispatch(*args, group->group->n_ranks(), false));
+            return gpu->dispatch(*args);
+        }
         LlState* state = nullptr;
         EFA_TRY(state_of(group, &state));
         EFA_TRY(check_args(args, "ep_ll_dispatch_args"));
@@ -148,6 +161,11 @@ int ep_ll_dispatch(ep_group* group, ep_ll_dispatch_args* args) {
 
 int ep_ll_combine(ep_group* group, ep_ll_combine_args* args) {
     return guarded("ep_ll_combine", [&] {
+        if (GpuLowLatency* gpu = on_gpu(group)) {
+            EFA_TRY(check_args(args, "ep_ll_combine_args"));
+            EFA_TRY(check_combine(*args, group->group->n_ranks(), false));
+            return gpu->combine(*args);
+        }
         LlState* state = nullptr;
         EFA_TRY(state_of(group, &state));
         EFA_TRY(check_args(args, "ep_ll_combine_args"));
@@ -162,15 +180,17 @@ int ep_ll_combine(ep_group* group, ep_ll_combine_args* args) {
 int ep_ll_combine_buffer(ep_group* group, int32_t max_tokens, int32_t hidden, int32_t n_experts, void** base, int64_t* stride_expert,
                          int64_t* stride_row) {
     return guarded("ep_ll_combine_buffer", [&] {
-        LlState* state = nullptr;
-        EFA_TRY(state_of(group, &state));
+        EFA_TRY(check_group(group));
         if (!base || !stride_expert || !stride_row)
             return Status::error(Code::kInvalidArgument, nullptr, "nowhere to put the address or the strides");
         const LlSizes sizes{max_tokens, hidden, n_experts, group->group->n_ranks()};
         EFA_TRY(check_sizes(sizes));
-        EFA_TRY(state->use_shape({static_cast<uint32_t>(max_tokens), static_cast<uint32_t>(hidden), static_cast<uint32_t>(n_experts),
-                                  static_cast<uint32_t>(sizes.n_ranks)},
-                                 true));
+        const LlShape shape{static_cast<uint32_t>(max_tokens), static_cast<uint32_t>(hidden), static_cast<uint32_t>(n_experts),
+                            static_cast<uint32_t>(sizes.n_ranks)};
+        if (GpuLowLatency* gpu = on_gpu(group)) return gpu->combine_buffer(shape, base, stride_expert, stride_row);
+        LlState* state = nullptr;
+        EFA_TRY(state_of(group, &state));
+        EFA_TRY(state->use_shape(shape, true));
         // The caller is about to write rows over those of two combines ago: no request may read from there any more.
         const LlView& view = state->view();
         if (!ll_settle(view, LlPhase::kCombine)) return state->fault();
@@ -183,12 +203,15 @@ int ep_ll_combine_buffer(ep_group* group, int32_t max_tokens, int32_t hidden, in
 
 int ep_ll_clean(ep_group* group, int32_t max_tokens, int32_t hidden, int32_t n_experts) {
     return guarded("ep_ll_clean", [&] {
-        LlState* state = nullptr;
-        EFA_TRY(state_of(group, &state));
+        EFA_TRY(check_group(group));
         const LlSizes sizes{max_tokens, hidden, n_experts, group->group->n_ranks()};
         EFA_TRY(check_sizes(sizes));
-        return state->clean({static_cast<uint32_t>(max_tokens), static_cast<uint32_t>(hidden), static_cast<uint32_t>(n_experts),
-                             static_cast<uint32_t>(sizes.n_ranks)});
+        const LlShape shape{static_cast<uint32_t>(max_tokens), static_cast<uint32_t>(hidden), static_cast<uint32_t>(n_experts),
+                            static_cast<uint32_t>(sizes.n_ranks)};
+        if (GpuLowLatency* gpu = on_gpu(group)) return gpu->clean(shape);
+        LlState* state = nullptr;
+        EFA_TRY(state_of(group, &state));
+        return state->clean(shape);
     });
 }
 
@@ -201,6 +224,7 @@ int ep_ll_mask(ep_group* group, int32_t rank, int32_t is_masked) {
                                  of.n_ranks());
         if (!of.options().enable_shrink)
             return Status::error(Code::kInvalidArgument, "open the group with enable_shrink=True", "this group masks nobody");
+        if (GpuLowLatency* gpu = on_gpu(group)) return gpu->set_masked(rank, is_masked != 0);
         of.set_masked(rank, is_masked != 0);
         return Status();
     });
@@ -210,6 +234,7 @@ int ep_ll_masked(ep_group* group, int32_t* masks) {
     return guarded("ep_ll_masked", [&] {
         EFA_TRY(check_group(group));
         if (!masks) return Status::error(Code::kInvalidArgument, nullptr, "nowhere to put the masks");
+        if (GpuLowLatency* gpu = on_gpu(group)) EFA_TRY(gpu->before_barrier());
         for (int rank = 0; rank < group->group->n_ranks(); ++rank) masks[rank] = group->group->is_masked(rank) ? 1 : 0;
         return Status();
     });
@@ -218,7 +243,11 @@ int ep_ll_masked(ep_group* group, int32_t* masks) {
 int ep_ll_unmask_all(ep_group* group) {
     return guarded("ep_ll_unmask_all", [&] {
         EFA_TRY(check_group(group));
-        for (int rank = 0; rank < group->group->n_ranks(); ++rank) group->group->set_masked(rank, false);
+        GpuLowLatency* const gpu = on_gpu(group);
+        for (int rank = 0; rank < group->group->n_ranks(); ++rank) {
+            if (gpu) EFA_TRY(gpu->set_masked(rank, false));
+            else group->group->set_masked(rank, false);
+        }
         return Status();
     });
 }

@@ -25,7 +25,7 @@ const char* wait_name(LlWait what) {
 LlState::LlState(Group& group) : group_(group), stores_(static_cast<size_t>(group.n_ranks())) {
     const size_t n_ranks = stores_.size();
     for (int rank = 0; rank < group.n_ranks(); ++rank) {
-        const bool is_near = rank == group.rank() || (group.options().nvlink_for_ll && group.is_in_domain(rank));
+        const bool is_near = group.is_near(rank);
         stores_[static_cast<size_t>(rank)] = is_near ? group.peer_buffer(rank) : nullptr;
         has_far_ranks_ = has_far_ranks_ || !is_near;
     }
@@ -115,33 +115,35 @@ Status LlState::begin_receive(LlPhase phase, uint64_t* epoch) {
     return Status();
 }
 
-Status LlState::late(const char* what, uint64_t wanted, uint64_t seen) const {
-    return Status::error(Code::kTimeout, "is its process alive, and does it make the same calls? (timeout_ms)",
-                         "low-latency %s: rank %d waited %lld ms for %s of rank %u (wanted %llu, have %llu)", phase_name(fault_.phase),
-                         group_.rank(), static_cast<long long>(group_.options().timeout_ms), what, fault_.rank,
-                         static_cast<unsigned long long>(wanted), static_cast<unsigned long long>(seen));
+Status ll_fault_error(Group& group, const LlFault& fault) {
+    const unsigned rank = fault.rank;
+    const char* const phase = phase_name(fault.phase);
+    const auto wanted = static_cast<unsigned long long>(fault.wanted), seen = static_cast<unsigned long long>(fault.seen);
+    switch (fault.what) {
+        case LlWait::kNetwork: {
+            Status named = group.network()->transport().quiet(Lane::kHost, static_cast<int>(rank));
+            if (named.ok()) named = Status::error(Code::kInternal, nullptr, "a request to rank %u could not be posted", rank);
+            return group.breaks(std::move(named).with_context(std::string("low-latency ") + phase));
+        }
+        case LlWait::kShape:
+            return group.breaks(Status::error(Code::kMismatch, "pass the same sizes and formats on all ranks",
+                                              "low-latency dispatch: rank %u sends in another shape or format than rank %d receives",
+                                              rank, group.rank()));
+        case LlWait::kContent:
+            return group.breaks(Status::error(Code::kInternal, "report it",
+                                              "low-latency %s: what rank %u sent is not what its counts said (%llu, %llu)", phase, rank,
+                                              wanted, seen));
+        default:
+            return group.breaks(Status::error(Code::kTimeout, "is its process alive, and does it make the same calls? (timeout_ms)",
+                                              "low-latency %s: rank %d waited %lld ms for %s of rank %u (wanted %llu, have %llu)", phase,
+                                              group.rank(), static_cast<long long>(group.options().timeout_ms), wait_name(fault.what), rank,
+                                              wanted, seen));
+    }
 }
 
 Status LlState::fault() {
-    if (!__atomic_load_n(&fault_.is_set, __ATOMIC_ACQUIRE)) return Status();
-    const unsigned rank = fault_.rank;
-    switch (fault_.what) {
-        case LlWait::kNetwork: {
-            Status named = group_.network()->transport().quiet(Lane::kHost, static_cast<int>(rank));
-            if (named.ok()) named = Status::error(Code::kInternal, nullptr, "a request to rank %u could not be posted", rank);
-            return group_.breaks(std::move(named).with_context(std::string("low-latency ") + phase_name(fault_.phase)));
-        }
-        case LlWait::kShape:
-            return group_.breaks(Status::error(Code::kMismatch, "pass the same sizes and formats on all ranks",
-                                               "low-latency dispatch: rank %u sends in another shape or format than rank %d receives",
-                                               rank, group_.rank()));
-        case LlWait::kContent:
-            return group_.breaks(Status::error(Code::kInternal, "report it",
-                                               "low-latency %s: what rank %u sent is not what its counts said (%llu, %llu)",
-                                               phase_name(fault_.phase), rank, static_cast<unsigned long long>(fault_.wanted),
-                                               static_cast<unsigned long long>(fault_.seen)));
-        default: return group_.breaks(late(wait_name(fault_.what), fault_.wanted, fault_.seen));
-    }
+    if (!__atomic_load_n(&fault_.is_set, __ATOMIC_ACQUIRE)) return Status();  // set by the workers of a step, which is over
+    return ll_fault_error(group_, fault_);
 }
 
 int64_t* LlState::begin_waits() {

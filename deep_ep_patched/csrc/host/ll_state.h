@@ -10,6 +10,9 @@
 
 namespace nvshmem_efa::ep {
 
+// The error of a fault that the protocol code left, and the end of the group.
+Status ll_fault_error(Group& group, const LlFault& fault);
+
 class LlState : public ModeState {
  public:
     // After the group is connected. kUnsupported when arrivals cannot be told in the way that was asked for.
@@ -45,7 +48,6 @@ class LlState : public ModeState {
     Status make_tables(const LlShape& shape, bool rows_out);
     Status empty_places();
     Status agree_on_epochs();
-    Status late(const char* what, uint64_t wanted, uint64_t seen) const;
 
     Group& group_;
     LlView view_{};

@@ -31,7 +31,8 @@ Status open_soft(const OpenOptions& open, const Knobs& knobs, std::vector<std::u
 
 // How the low-latency mode learns what has arrived: a slot for each phase and parity, or lines, which need none.
 void choose_arrivals(const ep_options& options, const std::vector<std::unique_ptr<Nic>>& nics, Knobs* knobs) {
-    const bool has_far_ranks = options.n_ranks > (options.nvlink_for_ll ? options.nvlink_ranks : 1);
+    const int near_ranks = options.nvlink_for_ll > 0 ? options.nvlink_ranks : options.nvlink_for_ll == 0 ? 1 : 0;
+    const bool has_far_ranks = options.n_ranks > near_ranks;
     bool only_lines = options.arrivals == EP_ARRIVALS_LINES;
     if (options.arrivals == EP_ARRIVALS_AUTO)
         for (const auto& nic : nics) {
@@ -46,11 +47,12 @@ void choose_arrivals(const ep_options& options, const std::vector<std::unique_pt
 
 }  // namespace
 
-Status Network::open(const ep_options& options, bool is_shared, std::unique_ptr<Network>* network) {
+Status Network::open(const ep_options& options, bool is_shared, GpuRuntime* gpu, std::unique_ptr<Network>* network) {
     std::unique_ptr<Network> made(new Network(options));
     made->own_bytes_ = rounded(static_cast<size_t>(options.n_ranks) * sizeof(ControlWord), kPage);
-    const size_t bytes = made->own_bytes_ + rounded(static_cast<size_t>(options.rdma_bytes), kPage);
-    if (is_shared)
+    const size_t bytes = made->own_bytes_ + (gpu ? 0 : rounded(static_cast<size_t>(options.rdma_bytes), kPage));
+    if (gpu) EFA_TRY(gpu->allocate(static_cast<size_t>(options.rdma_bytes), "the symmetric buffer", &made->block_));
+    if (is_shared && !gpu)
         EFA_TRY(SharedSlab::create(bytes, "the symmetric buffer", &made->buffer_));
     else
         EFA_TRY(SharedSlab::create_private(bytes, "the symmetric buffer", &made->buffer_));
@@ -100,14 +102,21 @@ Status Network::connect(const Bootstrap& bootstrap) {
 Status Network::register_buffer(const Bootstrap& bootstrap) {
     // A real device pins all of it. Of a software device's, users commit what they need.
     if (mode_ != "soft") EFA_TRY(buffer_.commit(buffer_.bytes()));
-    MemHandle own;
-    EFA_TRY(transport_->register_memory(buffer_.base(), buffer_.bytes(), &own));
-    handles_.resize(static_cast<size_t>(bootstrap.n_pes));
-    EFA_TRY(bootstrap.allgather(&own, handles_.data(), sizeof own));
-    for (int rank = 0; rank < bootstrap.n_pes; ++rank)
-        EFA_TRY(transport_->attach_peer_memory(rank, handles_[static_cast<size_t>(rank)]));
-    EFA_TRY(transport_->add_heap_chunk(handles_));
+    EFA_TRY(share(bootstrap, buffer_.base(), buffer_.bytes(), &handles_));
+    std::vector<MemHandle> blocks;
+    if (block_.data()) EFA_TRY(share(bootstrap, block_.data(), block_.bytes(), &blocks));
+    EFA_TRY(transport_->add_heap_chunk(block_.data() ? blocks : handles_));
     return bootstrap.barrier();
+}
+
+Status Network::share(const Bootstrap& bootstrap, void* base, size_t bytes, std::vector<MemHandle>* handles) {
+    MemHandle own;
+    EFA_TRY(transport_->register_memory(base, bytes, &own));
+    handles->resize(static_cast<size_t>(bootstrap.n_pes));
+    EFA_TRY(bootstrap.allgather(&own, handles->data(), sizeof own));
+    for (int rank = 0; rank < bootstrap.n_pes; ++rank)
+        EFA_TRY(transport_->attach_peer_memory(rank, (*handles)[static_cast<size_t>(rank)]));
+    return Status();
 }
 
 Status Network::barrier(const std::function<bool(int)>& take_part, const Late& late) {

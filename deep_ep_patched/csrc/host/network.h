@@ -10,6 +10,7 @@
 
 #include "control.h"
 #include "ep_api.h"
+#include "gpu_runtime.h"
 #include "nvshmem_efa/device_state.h"
 #include "shared_slab.h"
 #include "transport.h"
@@ -19,17 +20,19 @@ namespace nvshmem_efa::ep {
 class Network {
  public:
     // Opens the devices and makes the buffer; nobody is talked to. `is_shared`: NVLink peers will map the buffer.
-    static Status open(const ep_options& options, bool is_shared, std::unique_ptr<Network>* network);
+    // With a `gpu` the buffer lies in its memory, and kernels post.
+    static Status open(const ep_options& options, bool is_shared, GpuRuntime* gpu, std::unique_ptr<Network>* network);
     ~Network();
     // Collective.
     Status connect(const Bootstrap& bootstrap);
 
-    const DeviceState& state() const { return *state_; }
+    const DeviceState& state() const { return *state_; }  // with a GPU its address is the GPU's
     Transport& transport() { return *transport_; }
-    uint8_t* base() const { return buffer_.base() + own_bytes_; }  // the symmetric buffer; page-aligned, zeroes at first
+    uint8_t* base() const { return block_.data() ? block_.data() : buffer_.base() + own_bytes_; }  // the symmetric buffer; page-aligned, zeroes at first
     int64_t bytes() const { return options_.rdma_bytes; }
     // Memory for the first `bytes` of it; cheap when it is there.
-    Status commit(int64_t bytes) { return buffer_.commit(own_bytes_ + static_cast<size_t>(bytes)); }
+    Status commit(int64_t bytes) { return block_.data() ? Status() : buffer_.commit(own_bytes_ + static_cast<size_t>(bytes)); }
+    const GpuBlock& block() const { return block_; }     // the symmetric buffer on a GPU
     SharedSlab& slab() { return buffer_; }               // own words of this class, then the symmetric buffer
     size_t own_bytes() const { return own_bytes_; }
     std::string describe() const;
@@ -43,16 +46,18 @@ class Network {
     explicit Network(const ep_options& options) : options_(options) {}
     Status open_devices(TransportOptions* options);
     Status register_buffer(const Bootstrap& bootstrap);
+    Status share(const Bootstrap& bootstrap, void* base, size_t bytes, std::vector<MemHandle>* handles);
     // Rank s writes [s] by the network.
     uint64_t* barrier_word(int rank) const { return &(reinterpret_cast<ControlWord*>(buffer_.base()) + rank)->value; }
 
     const ep_options options_;
     std::string mode_;
     size_t own_bytes_ = 0;
-    SharedSlab buffer_;  // outlives the devices that write it
+    SharedSlab buffer_;  // outlives the devices that write it, as the next
+    GpuBlock block_;
     std::unique_ptr<Transport> transport_;
     const DeviceState* state_ = nullptr;
-    std::vector<MemHandle> handles_;  // [rank]
+    std::vector<MemHandle> handles_;  // [rank]: own words, and with no GPU the buffer behind them
     uint64_t barriers_ = 0;
 };
 

@@ -101,8 +101,8 @@ FAKE_EXPORT int cuCtxPopCurrent_v2(void** context) {
 FAKE_EXPORT int cuCtxGetDevice(int* device) { ENTER_CONTEXT("cuCtxGetDevice"); *device = context_device; return 0; }
 FAKE_EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
     ENTER("cuDeviceGetAttribute");
-    if (attribute != 13) return kInvalidValue;
-    *value = 2'000'000;  // kHz
+    if (attribute != 13 && attribute != 16) return kInvalidValue;
+    *value = attribute == 16 ? 132 : 2'000'000;  // multiprocessors; kHz
     return 0;
 }
 FAKE_EXPORT int cuCtxGetStreamPriorityRange(int* least, int* greatest) {

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu_runtime.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "cuda_stream.h"
+#include "log.h"
+
+namespace nvshmem_efa::ep {
+
+namespace {
+
+constexpr int kMultiprocessors = 16;           // of cuDeviceGetAttribute
+constexpr size_t kGranule = size_t{2} << 20;   // so that an allocation, which is what CUDA shares, is one block
+constexpr auto kLook = std::chrono::microseconds(50);
+
+}  // namespace
+
+GpuBlock& GpuBlock::operator=(GpuBlock&& other) noexcept {
+    if (this == &other) return *this;
+    release();
+    runtime_ = std::exchange(other.runtime_, nullptr);
+    addr_ = std::exchange(other.addr_, 0);
+    bytes_ = std::exchange(other.bytes_, 0);
+    is_peers_ = other.is_peers_;
+    return *this;
+}
+
+void GpuBlock::release() {
+    if (addr_ == 0) return;
+    const cuda::Driver& driver = *runtime_->driver_;
+    const cuda::ScopedContext scope(driver, runtime_->context_);
+    if (!runtime_->is_stuck_) {
+        const cuda::Result result = is_peers_ ? driver.ipc_close_mem_handle(addr_) : driver.mem_free(addr_);
+        // A context that is gone took the memory with it.
+        if (result != cuda::kSuccess) EFA_LOG(kDebug, "ep", "freeing GPU memory gave %d", result);
+    }
+    addr_ = 0;
+}
+
+Status GpuRuntime::named(cuda::Result result, const std::string& what, const char* hint) const {
+    return result == cuda::kSuccess ? Status() : cuda::driver_error(*driver_, result, what, hint);
+}
+
+Status GpuRuntime::open(int64_t timeout_ms, std::unique_ptr<GpuRuntime>* runtime) {
+    std::unique_ptr<GpuRuntime> made(new GpuRuntime);
+    EFA_TRY(cuda::driver_load(&made->driver_));
+    const cuda::Driver& driver = *made->driver_;
+    made->timeout_ms_ = timeout_ms;
+    if (driver.ctx_get_current(&made->context_) != cuda::kSuccess || !made->context_)
+        return Status::error(Code::kMissing, "torch.cuda.set_device() and a first tensor on the GPU, before the Buffer is made",
+                             "the exchange on the GPU: this thread has no current CUDA context");
+    cuda::Device device = 0;
+    EFA_TRY(made->named(driver.ctx_get_device(&device), "cuCtxGetDevice"));
+    int count = 0;
+    EFA_TRY(made->named(driver.device_get_attribute(&count, kMultiprocessors, device), "cuDeviceGetAttribute of the multiprocessors"));
+    EFA_TRY(made->named(driver.stream_create(&made->own_, cuda::kStreamNonBlocking, 0), "cuStreamCreateWithPriority"));
+    made->stream_ = made->own_;
+    made->multiprocessors_ = static_cast<uint32_t>(std::max(count, 1));
+    *runtime = std::move(made);
+    return Status();
+}
+
+GpuRuntime::~GpuRuntime() {
+    if (!context_ || is_stuck_) return;
+    const cuda::ScopedContext scope(*driver_, context_);
+    if (scope.result() != cuda::kSuccess) return;
+    for (const cuda::Module module : modules_) static_cast<void>(driver_->module_unload(module));
+    if (pinned_) static_cast<void>(driver_->mem_free_host(pinned_));
+    if (own_) static_cast<void>(driver_->stream_destroy(own_));
+}
+
+// From a small block of zeroes, many times: the buffer of an exchange may be larger than memory that can be pinned.
+Status GpuRuntime::zero(cuda::DevicePtr addr, size_t bytes) {
+    std::unique_ptr<cuda::MarkedStream> stream;
+    EFA_TRY(cuda::MarkedStream::create(std::min(bytes, kGranule), &stream));
+    for (size_t done = 0; done < bytes; done += kGranule)
+        EFA_TRY(named(driver_->memcpy_htod_async(addr + done, stream->scratch(), std::min(kGranule, bytes - done), stream->stream()),
+                      "cuMemcpyHtoDAsync"));
+    cuda::MarkedStream::Ticket ticket = 0;
+    EFA_TRY(stream->mark(&ticket));
+    Status status = stream->wait(ticket, timeout_ms_, "zeroing of GPU memory");
+    if (!status.ok()) stream->abandon();
+    return status;
+}
+
+Status GpuRuntime::allocate(size_t bytes, const char* what, GpuBlock* block) {
+    const cuda::ScopedContext scope(*driver_, context_);
+    GpuBlock made;
+    const size_t whole = (std::max<size_t>(bytes, 1) + kGranule - 1) / kGranule * kGranule;
+    EFA_TRY(named(driver_->mem_alloc(&made.addr_, whole), "cuMemAlloc of " + std::to_string(whole) + " bytes for " + what));
+    made.runtime_ = this;
+    made.bytes_ = whole;
+    EFA_TRY(zero(made.addr_, whole));
+    *block = std::move(made);
+    return Status();
+}
+
+Status GpuRuntime::share(const GpuBlock& block, cuda::IpcHandle* handle) const {
+    const cuda::ScopedContext scope(*driver_, context_);
+    return named(driver_->ipc_get_mem_handle(handle, block.addr_), "cuIpcGetMemHandle");
+}
+
+Status GpuRuntime::open_shared(const cuda::IpcHandle& handle, size_t bytes, GpuBlock* block) const {
+    const cuda::ScopedContext scope(*driver_, context_);
+    GpuBlock made;
+    EFA_TRY(named(driver_->ipc_open_mem_handle(&made.addr_, handle, cuda::kIpcLazyPeerAccess), "cuIpcOpenMemHandle",
+                  "GPUs of one NVLink domain must reach each other, and each rank be a process; DEEP_EP_NVLINK_RANKS=1 goes without"));
+    made.runtime_ = this;
+    made.is_peers_ = true;
+    cuda::DevicePtr base = 0;
+    size_t mapped = 0;
+    EFA_TRY(named(driver_->mem_get_address_range(&base, &mapped, made.addr_), "cuMemGetAddressRange"));
+    if (base != made.addr_ || mapped < bytes)
+        return Status::error(Code::kProtocol, "run one version of this library on all ranks", "a peer's GPU memory has %zu bytes; %zu were told",
+                             mapped, bytes);
+    made.bytes_ = bytes;
+    *block = std::move(made);
+    return Status();
+}
+
+Status GpuRuntime::load_kernels(const void* image, size_t bytes) {
+    if (!image || bytes == 0) return Status::error(Code::kInvalidArgument, nullptr, "no image of kernels was given");
+    const cuda::ScopedContext scope(*driver_, context_);
+    const uint8_t* const first = static_cast<const uint8_t*>(image);
+    images_.emplace_back(first, first + bytes);
+    images_.back().push_back(0);  // an image of text ends with a zero
+    cuda::Module module = nullptr;
+    EFA_TRY(named(driver_->module_load_data(&module, images_.back().data()), "cuModuleLoadData",
+                  "were the kernels compiled for this GPU? nvshmem_efa.kernels.archs_here() names it"));
+    modules_.push_back(module);
+    return Status();
+}
+
+Status GpuRuntime::launch(const char* symbol, const char* what, uint32_t blocks, uint32_t threads, const void* parameter) {
+    const cuda::ScopedContext scope(*driver_, context_);
+    cuda::Function function = nullptr;
+    for (const cuda::Module module : modules_)
+        if (driver_->module_get_function(&function, module, symbol) == cuda::kSuccess) break;
+        else function = nullptr;
+    if (!function)
+        return Status::error(Code::kMissing, "the Python package loads them when a Buffer is made", "no kernel for %s is loaded", what);
+    void* parameters[] = {const_cast<void*>(parameter)};
+    return named(driver_->launch_kernel(function, blocks, 1, 1, threads, 1, 1, 0, stream_, parameters, nullptr),
+                 std::string("launching the kernel for ") + what);
+}
+
+Status GpuRuntime::wait(const char* what) {
+    const cuda::ScopedContext scope(*driver_, context_);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(4 * timeout_ms_);  // kernels end after their own waits
+    for (;;) {
+        const cuda::Result result = driver_->stream_query(stream_);
+        if (result == cuda::kSuccess) return Status();
+        is_stuck_ = result != cuda::kErrorNotReady || std::chrono::steady_clock::now() > end;
+        if (result != cuda::kErrorNotReady) return named(result, what);
+        if (is_stuck_)
+            return Status::error(Code::kTimeout, "a kernel of the program that never ends, in the same stream?", "%s has not ended within %lld ms",
+                                 what, static_cast<long long>(4 * timeout_ms_));
+        std::this_thread::sleep_for(kLook);
+    }
+}
+
+Status GpuRuntime::write(void* gpu, const void* host, size_t bytes) {
+    const cuda::ScopedContext scope(*driver_, context_);
+    EFA_TRY(named(driver_->memcpy_htod_async(reinterpret_cast<cuda::DevicePtr>(gpu), host, bytes, stream_), "cuMemcpyHtoDAsync"));
+    return wait("a copy to the GPU");
+}
+
+Status GpuRuntime::read(void* host, const void* gpu, size_t bytes) {
+    const cuda::ScopedContext scope(*driver_, context_);
+    EFA_TRY(named(driver_->memcpy_dtoh_async(host, reinterpret_cast<cuda::DevicePtr>(gpu), bytes, stream_), "cuMemcpyDtoHAsync"));
+    return wait("a copy from the GPU");
+}
+
+Status GpuRuntime::fill_host(size_t bytes, void** host, void** gpu) {
+    const cuda::ScopedContext scope(*driver_, context_);
+    if (pinned_) return Status::error(Code::kInternal, nullptr, "pinned memory of the exchange is asked for twice");
+    EFA_TRY(named(driver_->mem_host_alloc(&pinned_, bytes, cuda::kHostPortable), "cuMemHostAlloc", "raise the limit of locked memory (ulimit -l)"));
+    std::memset(pinned_, 0, bytes);
+    cuda::DevicePtr addr = 0;
+    EFA_TRY(named(driver_->mem_host_get_device_pointer(&addr, pinned_, 0), "cuMemHostGetDevicePointer"));
+    *host = pinned_;
+    *gpu = reinterpret_cast<void*>(addr);
+    return Status();
+}
+
+}  // namespace nvshmem_efa::ep

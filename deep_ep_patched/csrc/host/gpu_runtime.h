@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the GPU executor needs of CUDA: memory of one GPU that peers map, the kernels, and launches on the caller's stream.
+// Through the driver API, which is loaded at run time. Has not run on a GPU yet.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda_driver.h"
+
+namespace nvshmem_efa::ep {
+
+class GpuRuntime;
+
+// Memory of the runtime's GPU, or a peer's that is mapped here. Ends before its runtime, and behind the last kernel.
+class GpuBlock {
+   public:
+    GpuBlock() = default;
+    ~GpuBlock() { release(); }
+    GpuBlock(GpuBlock&& other) noexcept { *this = static_cast<GpuBlock&&>(other); }
+    GpuBlock& operator=(GpuBlock&& other) noexcept;
+
+    uint8_t* data() const { return reinterpret_cast<uint8_t*>(addr_); }  // the GPU's address; null: none
+    size_t bytes() const { return bytes_; }
+
+   private:
+    friend class GpuRuntime;
+    void release();
+    const GpuRuntime* runtime_ = nullptr;
+    cuda::DevicePtr addr_ = 0;
+    size_t bytes_ = 0;
+    bool is_peers_ = false;
+};
+
+class GpuRuntime {
+   public:
+    // On the GPU whose context is current on this thread; kMissing when there is none.
+    static Status open(int64_t timeout_ms, std::unique_ptr<GpuRuntime>* runtime);
+    ~GpuRuntime();  // leaks modules and what kernels may still write to, when one has not ended
+    GpuRuntime(const GpuRuntime&) = delete;
+    GpuRuntime& operator=(const GpuRuntime&) = delete;
+
+    // Zeroed, and alone in its allocation. Waits for the zeroing. `what` names it in errors.
+    Status allocate(size_t bytes, const char* what, GpuBlock* block);
+    Status share(const GpuBlock& block, cuda::IpcHandle* handle) const;
+    // A peer's block, which has `bytes`. CUDA refuses handles of the same process.
+    Status open_shared(const cuda::IpcHandle& handle, size_t bytes, GpuBlock* block) const;
+
+    Status load_kernels(const void* image, size_t bytes);  // a cubin, copied; several may be loaded
+    void use_stream(void* stream) { stream_ = static_cast<cuda::Stream>(stream); }  // of the calls from now on
+    // One parameter, by value. `what` names the kernel in errors. Waits for nothing.
+    Status launch(const char* symbol, const char* what, uint32_t blocks, uint32_t threads, const void* parameter);
+    uint32_t multiprocessors() const { return multiprocessors_; }
+
+    // All that was launched on the stream has ended. kTimeout: something runs on; nothing of it is freed then.
+    Status wait(const char* what);
+    Status write(void* gpu, const void* host, size_t bytes);  // both wait
+    Status read(void* host, const void* gpu, size_t bytes);
+    Status fill_host(size_t bytes, void** host, void** gpu);  // pinned, zeroed; one such block a runtime
+
+   private:
+    friend class GpuBlock;
+    GpuRuntime() = default;
+    Status named(cuda::Result result, const std::string& what, const char* hint = nullptr) const;
+    Status zero(cuda::DevicePtr addr, size_t bytes);
+
+    const cuda::Driver* driver_ = nullptr;
+    cuda::Context context_ = nullptr;
+    cuda::Stream own_ = nullptr;
+    cuda::Stream stream_ = nullptr;  // `own_`, until the caller names one; null is then the default stream
+    uint32_t multiprocessors_ = 0;
+    int64_t timeout_ms_ = 0;
+    bool is_stuck_ = false;
+    void* pinned_ = nullptr;
+    std::vector<cuda::Module> modules_;
+    std::vector<std::vector<uint8_t>> images_;
+};
+
+}  // namespace nvshmem_efa::ep
