@@ -74,6 +74,8 @@ class Buffer(NormalMode, LowLatencyMode):
         self.runtime = Exchange(ranks, options)
         end = _warn_not_destroyed if self.explicitly_destroy else _close
         self._end = weakref.finalize(self, end, self.runtime)
+        self._end.atexit = False  # the runtime's own way out calls it, before it gives back what tensors still keep
+        self.runtime.end_of_buffer = self._end
 
     def destroy(self) -> None:
         """Collective: waits for all ranks, then gives everything back; tensors that calls have returned stay valid.

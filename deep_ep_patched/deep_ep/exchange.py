@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import byref, c_int64, c_void_p
 
 import torch
@@ -57,6 +58,8 @@ class Exchange:
                 raise error from self._gather.error
             raise
         self._is_open = True
+        self.end_of_buffer: Callable[[], object] | None = None  # what the process's end does first
+        atexit.register(_end_of_process, weakref.ref(self))
 
     def call(self, name: str, *arguments: object) -> None:
         """A function of the group. ExchangeError says what failed, and which rank was waited for."""
@@ -118,6 +121,14 @@ class Exchange:
             self._is_open = False
             self._free_if_unused()
 
+    def end_of_process(self) -> None:
+        """Gives back what tensors still keep: nobody reads them any more, and shared memory outlives a process."""
+        if self.end_of_buffer is not None:
+            self.end_of_buffer()
+        with self._lock:
+            self._is_open, self._lent = False, 0
+            self._free_if_unused()
+
     @property
     def is_open(self) -> bool:
         return self._is_open
@@ -154,7 +165,7 @@ class Exchange:
         with self._lock:
             self._lent += 1
         back = weakref.finalize(array, self._take_back, address if is_block else None)
-        back.atexit = False  # the process's end gives all back; tensors may still be read on the way there
+        back.atexit = False  # _end_of_process() comes later: tensors may still be read on the way there
         return Memory(address, array)
 
     def _take_back(self, block: int | None) -> None:
@@ -168,3 +179,9 @@ class Exchange:
         if not self._is_open and self._lent == 0 and self._handle:
             handle, self._handle = self._handle, c_void_p()
             native.library().ep_abandon(handle)
+
+
+def _end_of_process(exchange: weakref.ref[Exchange]) -> None:
+    found = exchange()
+    if found is not None:
+        found.end_of_process()
