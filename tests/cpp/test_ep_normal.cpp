@@ -116,6 +116,35 @@ TEST(exchanges_back_to_back_with_random_delays_stay_exact) {
     ranks.close_all();
 }
 
+TEST(blocks_that_another_thread_takes_meanwhile_are_apart) {
+    Ranks ranks(2);
+    ranks.on_all([&](int rank, ep_group* group) {
+        std::atomic<bool> stop{false}, is_good{true};
+        std::thread beside([&] {
+            for (uint8_t mark = 1; !stop.load(); ++mark) {
+                uint8_t* const block = static_cast<uint8_t*>(ep_place(group, 3000));
+                std::memset(block, mark, 3000);
+                std::this_thread::yield();
+                for (int i = 0; i < 3000; ++i)
+                    if (block[i] != mark) is_good = false;
+                ep_unplace(group, block);
+            }
+        });
+        try {
+            for (uint64_t round = 0; round < 40; ++round) {
+                Exchange exchange({.tokens = {9, 14}, .seed = round}, rank, group);
+                exchange.run();
+                exchange.combine_and_check(1);
+            }
+        } catch (const check::Failed&) {
+            is_good = false;
+        }
+        stop = true;
+        beside.join();
+        CHECK(is_good.load());
+    });
+}
+
 TEST(arguments_that_cannot_work_are_named) {
     const Shape shape{.tokens = {9, 9}};
     const auto refused = [&](const std::function<void(ep_dispatch_args&)>& change) { return dispatch_with(shape, 0, change, 50)[0]; };
