@@ -170,6 +170,8 @@ class Exchange:
 
     def _take_back(self, block: int | None) -> None:
         with self._lock:
+            if not self._handle:
+                return  # end_of_process() was before
             if block is not None:
                 native.library().ep_unplace(self._handle, block)
             self._lent -= 1

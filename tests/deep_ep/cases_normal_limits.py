@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import time
 from collections.abc import Callable
@@ -221,6 +222,19 @@ def case_a_buffer_that_nobody_destroys_ends_with_its_last_reference(job: Job) ->
     gc.collect()
     assert runtime is not None
     assert not runtime.is_open
+
+
+def case_a_process_that_ends_with_results_leaves_no_shared_memory_behind(job: Job) -> None:
+    buffer = deep_ep.Buffer(job.group)
+    result = dispatched(buffer, make_world(job.size, [30], HIDDEN, 4, 16, seed=46))
+    mapped = set(re.findall(r"/dev/shm/(nvshmem_efa_ep\.\w+)", Path("/proc/self/maps").read_text()))
+    assert mapped & set(os.listdir("/dev/shm")), "the results' memory has its name until the next exchange"
+    dist.barrier()
+    assert buffer.runtime is not None
+    buffer.runtime.end_of_process()
+    dist.barrier()
+    assert not mapped & set(os.listdir("/dev/shm"))
+    del result, buffer
 
 
 def case_the_raw_buffer_and_the_stand_in_stream(job: Job) -> None:
