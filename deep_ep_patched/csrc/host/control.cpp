@@ -114,12 +114,13 @@ void Control::tell_done(int dest) {
     flag_store(OneLane{}, &block(dest)->done[domain_.index].value, epoch_);  // pairs with wait_done() at `dest`
 }
 
-Status Control::wait_done(CallKind kind) {
+Status Control::wait_done(CallKind kind, Arena& arena) {
     const std::string what = std::string("the rows of ") + call_name(kind);
-    for (int i = 1; i <= domain_.n_ranks; ++i) {
+    for (int i = 1; i < domain_.n_ranks; ++i) {
         const int source = (domain_.index + i) % domain_.n_ranks;
-        if (source != domain_.index) EFA_TRY(wait(source, &block(domain_.index)->done[source].value, epoch_, what.c_str()));
+        EFA_TRY(wait(source, &block(domain_.index)->done[source].value, epoch_, what.c_str()));
     }
+    arena.unlink(told_slabs_);  // who has written rows has mapped what it was told of before
     return Status();
 }
 

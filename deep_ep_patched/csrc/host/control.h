@@ -39,7 +39,7 @@ class Control {
     const uint8_t* received(int source) const;
     // After rows were stored to `dest`: makes them visible to its wait_done(). Once an exchange.
     void tell_done(int dest);
-    Status wait_done(CallKind kind);
+    Status wait_done(CallKind kind, Arena& arena);
 
     // `skip` tells ranks that are masked; `late` is called for one that did not come, and may forgive it by an OK status.
     using Late = std::function<Status(int index, Status)>;

@@ -108,7 +108,7 @@ Status combine(Group& group, const ep_combine_args& args, const Staging& staging
         EFA_TRY(return_to(group, args, own, source));
         group.control().tell_done(source);
     }
-    EFA_TRY(group.control().wait_done(CallKind::kCombine));
+    EFA_TRY(group.control().wait_done(CallKind::kCombine, group.arena()));
     const ReduceView view = reduce_view(group, args, staging);
     group.workers().split(args.n_tokens, [&](int64_t from, int64_t to) {
         for (int64_t token = from; token < to; ++token) reduce_token(OneLane{}, view, token);

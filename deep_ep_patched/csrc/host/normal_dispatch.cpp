@@ -118,7 +118,7 @@ Status dispatch(Group& group, ep_dispatch_args& args, const Place& place) {
     });
     for (int dest = 0; dest < group.n_ranks(); ++dest) group.control().tell_done(dest);
     for (int64_t row = args.n_recv; row < rows_of(args) && args.n_topk; ++row) clear_unused_row(OneLane{}, args.recv_topk_idx, args.n_topk, row);
-    return group.control().wait_done(CallKind::kDispatch);
+    return group.control().wait_done(CallKind::kDispatch, group.arena());
 }
 
 }  // namespace
