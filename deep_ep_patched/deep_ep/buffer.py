@@ -15,6 +15,7 @@ from deep_ep import group as groups
 from deep_ep.config import Config
 from deep_ep.events import EventHandle, EventOverlap
 from deep_ep.exchange import Exchange
+from deep_ep.gpu import GpuExchange, current_device
 from deep_ep.low_latency import LowLatencyMode
 from deep_ep.normal import NormalMode
 
@@ -62,16 +63,17 @@ class Buffer(NormalMode, LowLatencyMode):
         self.num_nvl_bytes, self.num_rdma_bytes = _sizes(
             num_nvl_bytes, num_rdma_bytes, self.low_latency_mode, ranks.size > domain
         )
-        _require_cpu_executor(chosen.executor)
-        self.device = torch.device("cpu")
+        is_gpu = _is_on_gpu(chosen.executor)
+        self.device = current_device() if is_gpu else torch.device("cpu")
+        uses_stores = checks.flag("allow_nvlink_for_low_latency_mode", allow_nvlink_for_low_latency_mode)
         options = native.Options(
             rank=self.rank, n_ranks=self.group_size, nvlink_ranks=domain, low_latency=int(self.low_latency_mode),
-            nvlink_for_ll=int(checks.flag("allow_nvlink_for_low_latency_mode", allow_nvlink_for_low_latency_mode)),
+            nvlink_for_ll=-1 if chosen.self_by_network else int(uses_stores), executor=int(is_gpu),
             arrivals=settings.ARRIVALS.index(chosen.arrivals), workers=chosen.workers_of(domain),
             nvl_bytes=self.num_nvl_bytes, rdma_bytes=self.num_rdma_bytes, timeout_ms=chosen.timeout_ms,
             enable_shrink=int(self.enable_shrink),
         )  # fmt: skip
-        self.runtime = Exchange(ranks, options)
+        self.runtime = GpuExchange(ranks, options) if is_gpu else Exchange(ranks, options)
         end = _warn_not_destroyed if self.explicitly_destroy else _close
         self._end = weakref.finalize(self, end, self.runtime)
         self._end.atexit = False  # the runtime's own way out calls it, before it gives back what tensors still keep
@@ -123,9 +125,9 @@ class Buffer(NormalMode, LowLatencyMode):
         """The Config of a combine that is given none; AssertionError for a number of ranks that has none."""
         return config.default("combine", num_ranks, Buffer.num_sms)
 
-    def get_comm_stream(self) -> torch.cpu.Stream:
-        """The stream that calls run on; on the CPU there is none, and torch's stand-in waits for nothing."""
-        return torch.cpu.Stream()
+    def get_comm_stream(self) -> torch.cpu.Stream | torch.cuda.Stream:
+        """The stream that calls run on: the current one. On the CPU torch's stand-in, which waits for nothing."""
+        return torch.cpu.Stream() if self.device.type == "cpu" else torch.cuda.current_stream(self.device)
 
     def get_local_buffer_tensor(
         self, dtype: torch.dtype, size: Sequence[int] | None = None, offset: int = 0, use_rdma_buffer: bool = False
@@ -175,15 +177,14 @@ def _sizes(nvl: int, rdma: int, is_low_latency: bool, has_nodes: bool) -> tuple[
     return nvl, rdma
 
 
-def _require_cpu_executor(executor: str) -> None:
-    """Nothing falls back silently: with a GPU the CPU executor must be asked for by name."""
-    if executor == "cpu" or (executor == "auto" and not torch.cuda.is_available()):
-        return
-    why = "DEEP_EP_EXECUTOR=gpu" if executor == "gpu" else "this machine has a GPU"
-    raise NotImplementedError(
-        f"the exchange would run on the GPU ({why}), and its kernels are not there yet"
-        "; hint: DEEP_EP_EXECUTOR=cpu runs it on CPU tensors"
-    )
+def _is_on_gpu(executor: str) -> bool:
+    """Nothing is chosen silently: on a machine with a GPU the executor must be asked for by name."""
+    if executor == "auto" and torch.cuda.is_available():
+        raise NotImplementedError(
+            "this machine has a GPU, and the exchange on it has not run on a GPU yet"
+            "; hint: DEEP_EP_EXECUTOR=gpu tries it (low-latency mode), DEEP_EP_EXECUTOR=cpu runs on CPU tensors"
+        )
+    return executor == "gpu"
 
 
 def _close(runtime: Exchange) -> None:

@@ -16,7 +16,7 @@ WORKERS_MAX = 16
 NVLINK_RANKS_MAX = 8
 TIMEOUT_S_DEFAULT = 100
 TIMEOUT_S_MAX = 24 * 3600
-NAMES = ("EXECUTOR", "NVLINK_RANKS", "TIMEOUT_S", "ARRIVALS", "WORKERS", "LIBRARY")
+NAMES = ("EXECUTOR", "NVLINK_RANKS", "TIMEOUT_S", "ARRIVALS", "WORKERS", "LIBRARY", "SELF_BY_NETWORK")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Settings:
     timeout_ms: int = TIMEOUT_S_DEFAULT * 1000
     arrivals: str = "auto"
     workers: int | None = None
+    self_by_network: bool = False  # in low-latency mode a rank sends to itself through the network, too: for tests
 
     def domain_of(self, n_ranks: int) -> int:
         """Ranks that share one NVLink domain; ValueError where it does not divide the group."""
@@ -61,6 +62,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         timeout_ms=round((TIMEOUT_S_DEFAULT if timeout_s is None else timeout_s) * 1000),
         arrivals=_choice(values, "ARRIVALS", ARRIVALS),
         workers=None if workers is None else int(workers),
+        self_by_network=bool(_number(values, "SELF_BY_NETWORK", 0, 1, whole=True)),
     )
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The host's side of the GPU executor, on a fake driver: memory, kernels and launches, and errors that kernels tell. No
-// kernel runs here; tests/gpu/deep_ep.py is for a GPU.
+// kernel runs here; tests/gpu/run_deep_ep.py is for a GPU.
 #include <cstring>
 
 #include "ep_gpu_launch.h"

@@ -12,7 +12,7 @@ namespace nvshmem_efa::ep {
 namespace {
 
 template <class Args>
-LlShape shape_of(const Args& args, int n_ranks) {
+LlShape shape_in(const Args& args, int n_ranks) {
     return {static_cast<uint32_t>(args.max_tokens), static_cast<uint32_t>(args.hidden), static_cast<uint32_t>(args.n_experts),
             static_cast<uint32_t>(n_ranks)};
 }
@@ -151,7 +151,7 @@ Status GpuLowLatency::use_shape(const LlShape& shape) {
 }
 
 Status GpuLowLatency::dispatch(const ep_ll_dispatch_args& args) {
-    const LlShape shape = shape_of(args, group_.n_ranks());
+    const LlShape shape = shape_in(args, group_.n_ranks());
     EFA_TRY(use_shape(shape));
     const DispatchLaunch launch{common_, args};
     const uint64_t items = std::max<uint64_t>(shape.max_tokens, uint64_t{shape.local_experts()} * shape.n_ranks);
@@ -160,7 +160,7 @@ Status GpuLowLatency::dispatch(const ep_ll_dispatch_args& args) {
 }
 
 Status GpuLowLatency::combine(const ep_ll_combine_args& args) {
-    const LlShape shape = shape_of(args, group_.n_ranks());
+    const LlShape shape = shape_in(args, group_.n_ranks());
     EFA_TRY(use_shape(shape));
     const CombineLaunch launch{common_, args, combines_ + 1};
     const uint64_t items = std::max<uint64_t>(shape.max_tokens + 1, uint64_t{shape.local_experts()} * shape.n_ranks);

@@ -15,8 +15,8 @@ namespace nvshmem_efa::ep {
 namespace {
 
 constexpr int kMultiprocessors = 16;           // of cuDeviceGetAttribute
-constexpr size_t kGranule = size_t{2} << 20;   // so that an allocation, which is what CUDA shares, is one block
-constexpr auto kLook = std::chrono::microseconds(50);
+constexpr size_t kAllocation = size_t{2} << 20;   // so that an allocation, which is what CUDA shares, is one block
+constexpr auto kLookEvery = std::chrono::microseconds(50);
 
 }  // namespace
 
@@ -77,9 +77,9 @@ GpuRuntime::~GpuRuntime() {
 // From a small block of zeroes, many times: the buffer of an exchange may be larger than memory that can be pinned.
 Status GpuRuntime::zero(cuda::DevicePtr addr, size_t bytes) {
     std::unique_ptr<cuda::MarkedStream> stream;
-    EFA_TRY(cuda::MarkedStream::create(std::min(bytes, kGranule), &stream));
-    for (size_t done = 0; done < bytes; done += kGranule)
-        EFA_TRY(named(driver_->memcpy_htod_async(addr + done, stream->scratch(), std::min(kGranule, bytes - done), stream->stream()),
+    EFA_TRY(cuda::MarkedStream::create(std::min(bytes, kAllocation), &stream));
+    for (size_t done = 0; done < bytes; done += kAllocation)
+        EFA_TRY(named(driver_->memcpy_htod_async(addr + done, stream->scratch(), std::min(kAllocation, bytes - done), stream->stream()),
                       "cuMemcpyHtoDAsync"));
     cuda::MarkedStream::Ticket ticket = 0;
     EFA_TRY(stream->mark(&ticket));
@@ -91,7 +91,7 @@ Status GpuRuntime::zero(cuda::DevicePtr addr, size_t bytes) {
 Status GpuRuntime::allocate(size_t bytes, const char* what, GpuBlock* block) {
     const cuda::ScopedContext scope(*driver_, context_);
     GpuBlock made;
-    const size_t whole = (std::max<size_t>(bytes, 1) + kGranule - 1) / kGranule * kGranule;
+    const size_t whole = (std::max<size_t>(bytes, 1) + kAllocation - 1) / kAllocation * kAllocation;
     EFA_TRY(named(driver_->mem_alloc(&made.addr_, whole), "cuMemAlloc of " + std::to_string(whole) + " bytes for " + what));
     made.runtime_ = this;
     made.bytes_ = whole;
@@ -160,7 +160,7 @@ Status GpuRuntime::wait(const char* what) {
         if (is_stuck_)
             return Status::error(Code::kTimeout, "a kernel of the program that never ends, in the same stream?", "%s has not ended within %lld ms",
                                  what, static_cast<long long>(4 * timeout_ms_));
-        std::this_thread::sleep_for(kLook);
+        std::this_thread::sleep_for(kLookEvery);
     }
 }
 
