@@ -8,6 +8,7 @@
 #include "group.h"
 #include "ll_state.h"
 #include "log.h"
+#include "ranges.h"
 
 namespace nvshmem_efa::ep {
 
@@ -97,11 +98,6 @@ Status check_card(const Card& card, const ep_options& own, int rank) {
     return Status();
 }
 
-Status out_of_range(const char* what, int64_t value, int64_t low, int64_t high) {
-    return Status::error(Code::kInvalidArgument, nullptr, "%s is %lld; it must be %lld to %lld", what, static_cast<long long>(value),
-                         static_cast<long long>(low), static_cast<long long>(high));
-}
-
 bool needs_network(const ep_options& options) { return options.low_latency || options.nvlink_ranks < options.n_ranks; }
 
 }  // namespace
@@ -123,7 +119,7 @@ Status check_options(const ep_options& options) {
                   {"timeout_ms", options.timeout_ms, 1, kTimeoutMaxMs},
                   {"enable_shrink", options.enable_shrink, 0, 1}};
     for (const auto& field : fields)
-        if (field.value < field.low || field.value > field.high) return out_of_range(field.name, field.value, field.low, field.high);
+        EFA_TRY(in_range(field.name, field.value, field.low, field.high));
     if (options.n_ranks % options.nvlink_ranks != 0)
         return Status::error(Code::kInvalidArgument, "NVLink domains are of equal size", "nvlink_ranks is %d, which does not divide n_ranks, %d",
                              options.nvlink_ranks, options.n_ranks);

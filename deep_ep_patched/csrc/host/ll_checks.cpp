@@ -5,16 +5,11 @@
 
 #include "ep_fp8.h"
 #include "ep_ll_layout.h"
+#include "ranges.h"
 
 namespace nvshmem_efa::ep {
 
 namespace {
-
-Status in_range(const char* what, int64_t value, int64_t low, int64_t high) {
-    if (value >= low && value <= high) return Status();
-    return Status::error(Code::kInvalidArgument, nullptr, "%s is %lld; it must be %lld to %lld", what, static_cast<long long>(value),
-                         static_cast<long long>(low), static_cast<long long>(high));
-}
 
 Status is_given(const char* what, const void* pointer, size_t alignment) {
     if (!pointer) return Status::error(Code::kInvalidArgument, nullptr, "%s is missing", what);

@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "normal_checks.h"
 
+#include "ranges.h"
+
 namespace nvshmem_efa::ep {
 
 namespace {
 
-Status out_of_range(const char* what, int64_t value, int64_t low, int64_t high) {
-    return Status::error(Code::kInvalidArgument, nullptr, "%s is %lld; it must be %lld to %lld", what, static_cast<long long>(value),
-                         static_cast<long long>(low), static_cast<long long>(high));
-}
-Status in_range(const char* what, int64_t value, int64_t low, int64_t high) {
-    return value < low || value > high ? out_of_range(what, value, low, high) : Status();
-}
 // An array of nothing may be null.
 Status there(const char* what, const void* pointer, int64_t n) {
     return pointer || n == 0 ? Status() : Status::error(Code::kInvalidArgument, nullptr, "%s is null", what);
