@@ -165,6 +165,15 @@ TEST(a_rank_can_send_to_itself_through_the_network) {
     });
 }
 
+TEST(the_cpu_executor_stays_on_the_cpu_where_a_gpu_is_current) {
+    Gpu gpu;
+    Ranks ranks(1, [](ep_options& options) {
+        one_rank()(options);
+        options.executor = EP_EXECUTOR_CPU;
+    });
+    ranks.on_all([](int, ep_group* group) { CHECK(std::strstr(ep_describe(group), "CPU threads post") != nullptr); });
+}
+
 TEST(ranks_of_one_process_cannot_map_each_others_gpu_memory_and_all_are_told) {
     Gpu gpu;
     Ranks ranks(2, Ranks::Closed{});

@@ -18,6 +18,8 @@ HEADERS = {path.name for path in (ROOT / "transport_efa" / "include" / "nvshmem_
 PACKAGES = ROOT / "deep_ep_patched"
 DEEP_EP = {str(path.relative_to(PACKAGES)) for path in PACKAGES.glob("deep_ep/**/*.py")}
 KERNELS = {path.name for path in (ROOT / "transport_efa" / "kernels").glob("*.cu")}
+EP_SOURCES = [*(ROOT / "deep_ep_patched" / "csrc" / "kernels").glob("*.cu"),
+              *(ROOT / "deep_ep_patched" / "csrc").glob("*.*h")]  # fmt: skip
 
 
 def contents() -> set[str]:
@@ -46,6 +48,7 @@ def test_the_wheel_holds_plugins_programs_headers_kernels_and_types() -> None:
     expected |= {"nvshmem_efa/kernels/bench_bodies.h"}
     expected |= {f"nvshmem_efa/include/nvshmem_efa/{name}" for name in HEADERS}
     expected |= {f"nvshmem_efa/kernels/{name}" for name in KERNELS}
+    expected |= {f"nvshmem_efa/kernels/deep_ep/{path.name}" for path in EP_SOURCES}
     expected |= {"nvshmem_efa/lib/libnvshmem_efa_ep.so", "deep_ep/py.typed", *DEEP_EP}
     assert expected <= contents()
 

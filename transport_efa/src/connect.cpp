@@ -118,11 +118,11 @@ Status settle_job(const std::vector<Hello>& hellos, const std::vector<std::uniqu
     return settle_arrivals(hellos, job);
 }
 
-// Posters are the GPU that is current on this thread; without one, CPU threads.
+// Posters are the GPU that is current on this thread; without one, or where the program says so, CPU threads.
 Status open_gpu_rings(const std::vector<std::unique_ptr<Nic>>& nics, const Depths& depths, const Knobs& knobs, uint32_t qkey,
                       const Job& job, ConnectedQueues* queues) {
     if (knobs.gpu_queues == 0) return Status();
-    queues->posters = cuda::has_current_gpu() ? MemoryKind::kCuda : MemoryKind::kHost;
+    queues->posters = cuda::has_current_gpu() && !knobs.posters_are_cpu ? MemoryKind::kCuda : MemoryKind::kHost;
     const GpuRingAttr attr{depths.sq, qkey, queues->posters};
     Knobs settled = knobs;
     for (size_t rail = 0; rail < job.n_rails; ++rail) {

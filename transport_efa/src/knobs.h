@@ -18,6 +18,8 @@ struct Knobs {
 #undef KNOB_ENUM
 #undef KNOB_INT
 #undef KNOB_TEXT
+    // No setting: of programs whose CPU threads post, even where a GPU is current.
+    bool posters_are_cpu = false;
 };
 
 struct KnobInfo {

@@ -71,6 +71,7 @@ Status Network::open_devices(TransportOptions* options) {
     Knobs& knobs = options->knobs;
     knobs.gpu_queues = std::max(knobs.gpu_queues, kQueuesDefault);
     knobs.timeout_ms = options_.timeout_ms;
+    knobs.posters_are_cpu = options_.executor == EP_EXECUTOR_CPU;
     ModeSources sources;
     sources.open_soft = [this, &knobs](const OpenOptions& open, std::vector<std::unique_ptr<Nic>>* nics) {
         OpenOptions mine = open;
