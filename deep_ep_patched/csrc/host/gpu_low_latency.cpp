@@ -11,6 +11,8 @@ namespace nvshmem_efa::ep {
 
 namespace {
 
+constexpr uint32_t kLeftAlone = 8;  // multiprocessors
+
 template <class Args>
 LlShape shape_in(const Args& args, int n_ranks) {
     return {static_cast<uint32_t>(args.max_tokens), static_cast<uint32_t>(args.hidden), static_cast<uint32_t>(args.n_experts),
@@ -112,7 +114,9 @@ Status GpuLowLatency::check() {
 
 uint32_t GpuLowLatency::blocks_for(uint64_t items) const {
     const uint64_t blocks = (items + kGpuWarps - 1) / kGpuWarps;
-    return static_cast<uint32_t>(std::clamp<uint64_t>(blocks, 1, gpu_.multiprocessors()));
+    // Some are left to what must run while blocks wait for each other, as the driver's copies for a software device.
+    const uint32_t most = gpu_.multiprocessors() > 2 * kLeftAlone ? gpu_.multiprocessors() - kLeftAlone : 1;
+    return static_cast<uint32_t>(std::clamp<uint64_t>(blocks, 1, most));
 }
 
 Status GpuLowLatency::make_tables(const LlShape& shape) {

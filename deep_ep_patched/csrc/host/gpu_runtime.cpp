@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cuda_stream.h"
+#include "ep_gpu_launch.h"
 #include "log.h"
 
 namespace nvshmem_efa::ep {
@@ -133,19 +134,20 @@ Status GpuRuntime::load_kernels(const void* image, size_t bytes) {
     EFA_TRY(named(driver_->module_load_data(&module, images_.back().data()), "cuModuleLoadData",
                   "were the kernels compiled for this GPU? nvshmem_efa.kernels.archs_here() names it"));
     modules_.push_back(module);
+    for (const char* const symbol : {kDispatchSymbol, kCombineSymbol, kResetSymbol}) {
+        cuda::Function function = nullptr;
+        if (driver_->module_get_function(&function, module, symbol) == cuda::kSuccess) functions_.emplace_back(symbol, function);
+    }
     return Status();
 }
 
 Status GpuRuntime::launch(const char* symbol, const char* what, uint32_t blocks, uint32_t threads, const void* parameter) {
     const cuda::ScopedContext scope(*driver_, context_);
-    cuda::Function function = nullptr;
-    for (const cuda::Module module : modules_)
-        if (driver_->module_get_function(&function, module, symbol) == cuda::kSuccess) break;
-        else function = nullptr;
-    if (!function)
+    const auto known = std::find_if(functions_.begin(), functions_.end(), [&](const auto& one) { return one.first == symbol; });
+    if (known == functions_.end())
         return Status::error(Code::kMissing, "the Python package loads them when a Buffer is made", "no kernel for %s is loaded", what);
     void* parameters[] = {const_cast<void*>(parameter)};
-    return named(driver_->launch_kernel(function, blocks, 1, 1, threads, 1, 1, 0, stream_, parameters, nullptr),
+    return named(driver_->launch_kernel(known->second, blocks, 1, 1, threads, 1, 1, 0, stream_, parameters, nullptr),
                  std::string("launching the kernel for ") + what);
 }
 

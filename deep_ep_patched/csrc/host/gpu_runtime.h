@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda_driver.h"
@@ -47,7 +48,9 @@ class GpuRuntime {
     // A peer's block, which has `bytes`. CUDA refuses handles of the same process.
     Status open_shared(const cuda::IpcHandle& handle, size_t bytes, GpuBlock* block) const;
 
-    Status load_kernels(const void* image, size_t bytes);  // a cubin, copied; several may be loaded
+    // A cubin, copied; several may be loaded. Its kernels are looked up now: CUDA may load one lazily, and then waits for
+    // kernels that run.
+    Status load_kernels(const void* image, size_t bytes);
     void use_stream(void* stream) { stream_ = static_cast<cuda::Stream>(stream); }  // of the calls from now on
     // One parameter, by value. `what` names the kernel in errors. Waits for nothing.
     Status launch(const char* symbol, const char* what, uint32_t blocks, uint32_t threads, const void* parameter);
@@ -74,6 +77,7 @@ class GpuRuntime {
     bool is_stuck_ = false;
     void* pinned_ = nullptr;
     std::vector<cuda::Module> modules_;
+    std::vector<std::pair<std::string, cuda::Function>> functions_;
     std::vector<std::vector<uint8_t>> images_;
 };
 
