@@ -128,6 +128,23 @@ TEST(what_a_kernel_tells_is_the_error_of_the_next_call_and_of_all_after_it) {
     }
 }
 
+TEST(a_group_that_ends_gives_all_of_it_back) {
+    Gpu gpu;
+    {
+        Ranks ranks(1, one_rank());
+        ranks.on_all([](int, ep_group* group) {
+            fake_cuda_use_device(0);
+            CHECK_OK(error_of(ep_load_kernels(group, kImage.data(), static_cast<int64_t>(kImage.size()))));
+            CHECK_OK(dispatch(group));
+        });
+    }
+    CHECK_EQ(fake_cuda_calls("cuMemFree"), fake_cuda_calls("cuMemAlloc"));
+    CHECK_EQ(fake_cuda_calls("cuMemFreeHost"), fake_cuda_calls("cuMemHostAlloc"));
+    CHECK_EQ(fake_cuda_calls("cuStreamDestroy"), fake_cuda_calls("cuStreamCreateWithPriority"));
+    CHECK_EQ(fake_cuda_calls("cuModuleUnload"), 1u);
+    CHECK_EQ(fake_cuda_open_mappings(), 0);
+}
+
 TEST(what_the_driver_refuses_while_a_group_opens_is_named_and_all_of_it_given_back) {
     Gpu gpu;
     for (const char* call : {"cuMemAlloc", "cuMemHostAlloc", "cuStreamCreateWithPriority", "cuMemcpyDtoHAsync"}) {
