@@ -24,7 +24,8 @@ SANITIZED_SEEDS = 20  # histories of each ABI under a sanitizer, in place of 250
 # Programs with threads, or with a fake driver that has them: what ThreadSanitizer is for. It sees nothing between processes.
 THREADED = (
     "test_arrivals", "test_bench_launcher", "test_cuda_driver", "test_cuda_memory_port", "test_cuda_peers",
-    "test_ep_gpu", "test_ep_group", "test_ep_ll", "test_ep_ll_faults", "test_ep_normal", "test_gpu_lane", "test_gpu_lane_cuda",
+    "test_ep_gpu",
+    "test_ep_group", "test_ep_ll", "test_ep_ll_faults", "test_ep_normal", "test_gpu_lane", "test_gpu_lane_cuda",
     "test_gpu_lane_paper", "test_gpu_lane_rings", "test_gpu_mix", "test_gpu_queue",
     "test_gpu_ring_direct", "test_gpu_ring_relay", "test_log", "test_module_registry",
     "test_pci_guest_memory", "test_pe_bootstrap", "test_pe_plugin", "test_pe_runtime", "test_plugin_files", "test_plugin_memory",
