@@ -197,6 +197,23 @@ TEST(without_a_way_in_particular_it_takes_counters_where_there_are_any_and_else_
     }
 }
 
+TEST(more_than_the_immediates_of_a_device_can_tell_is_refused_by_name) {
+    const Settings settings(bad_network("efa2"));  // 8192 receive descriptors
+    Shape s;
+    s.ranks = 2;
+    s.nvlink = 1;
+    s.E = 16;
+    s.M = 1024;
+    Ranks ranks(2, options_of(s));
+    ranks.on_all([&](int rank, ep_group* group) {
+        const Round round(s, 1, Routes::kNone);
+        Side side(s);
+        ep_ll_dispatch_args args = dispatch_args(round, rank, EP_LL_BF16, EP_SEND | EP_RECV, side);
+        CHECK_FAILS(error_of(ep_ll_dispatch(group, &args)), Code::kResource, "M=1024 with 2 ranks may bring 26624 of them");
+    });
+    ranks.close_all();
+}
+
 TEST(each_argument_that_cannot_be_is_refused_by_name_and_harms_nothing) {
     const Settings settings(bad_network("efa3"));
     const Shape s = mixed();

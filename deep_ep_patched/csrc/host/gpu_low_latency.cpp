@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "ep_ll_combine.cuh"
+#include "ll_checks.h"
 #include "ll_state.h"
 #include "log.h"
 
@@ -127,6 +128,7 @@ Status GpuLowLatency::make_tables(const LlShape& shape) {
         return Status::error(Code::kInvalidArgument, "get_low_latency_rdma_size_hint() has the size",
                              "num_rdma_bytes is %lld; M=%u, H=%u, E=%u with %u ranks need %llu", static_cast<long long>(network.bytes()),
                              shape.max_tokens, shape.hidden, shape.n_experts, shape.n_ranks, static_cast<unsigned long long>(at.bytes));
+    if (has_far_ranks_) EFA_TRY(check_unread(shape, state_));
     const auto lay_out = [&](Parts& parts) {
         view.ordinals = parts.take<int32_t>(static_cast<size_t>(shape.max_tokens) * shape.n_ranks);
         view.counts = parts.take<uint32_t>(static_cast<size_t>(shape.n_ranks) * (1 + shape.local_experts()));

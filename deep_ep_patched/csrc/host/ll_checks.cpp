@@ -82,6 +82,17 @@ Status check_sizes(const LlSizes& sizes) {
                          "num_experts is %d, which %d ranks cannot share", sizes.n_experts, sizes.n_ranks);
 }
 
+Status check_unread(const LlShape& shape, const DeviceState& state) {
+    if (!state.arrival_queues) return Status();
+    // Two operations of each phase may be under way, all on one rail: tokens of every rank, and rows for every choice.
+    const uint64_t tokens = uint64_t{shape.n_ranks} * shape.max_tokens, rows = uint64_t{shape.max_tokens} * shape.topk_max();
+    const uint64_t needed = 2 * (tokens + rows), room = uint64_t{state.arrival_unread_max} * static_cast<uint32_t>(state.n_pes);
+    if (needed <= room) return Status();
+    return Status::error(Code::kResource, "use arrivals by counters or lines, or a smaller num_max_dispatch_tokens_per_rank",
+                         "arrivals by immediates: M=%u with %u ranks may bring %llu of them before they are read, and there is room for %llu",
+                         shape.max_tokens, shape.n_ranks, static_cast<unsigned long long>(needed), static_cast<unsigned long long>(room));
+}
+
 Status check_dispatch(const ep_ll_dispatch_args& args, int n_ranks, bool has_values) {
     EFA_TRY(check_tokens(args, n_ranks, has_values));
     EFA_TRY(in_range("the format", args.format, EP_LL_BF16, EP_LL_FP8_UE8M0));

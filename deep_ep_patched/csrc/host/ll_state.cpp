@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ll_checks.h"
+
 namespace nvshmem_efa::ep {
 
 namespace {
@@ -86,6 +88,7 @@ Status LlState::make_tables(const LlShape& shape, bool rows_out) {
         return Status::error(Code::kInvalidArgument, "get_low_latency_rdma_size_hint() has the size",
                              "num_rdma_bytes is %lld; M=%u, H=%u, E=%u with %u ranks need %llu", static_cast<long long>(network.bytes()),
                              shape.max_tokens, shape.hidden, shape.n_experts, shape.n_ranks, static_cast<unsigned long long>(at.bytes));
+    if (view_.state) EFA_TRY(check_unread(shape, *view_.state));
     EFA_TRY(network.commit(static_cast<int64_t>(rows_out ? at.bytes : at.rows_out)));
     if (shape.is_same(view_.shape)) return Status();
     view_.shape = shape;
