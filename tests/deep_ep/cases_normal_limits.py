@@ -225,16 +225,22 @@ def case_a_buffer_that_nobody_destroys_ends_with_its_last_reference(job: Job) ->
 
 
 def case_a_process_that_ends_with_results_leaves_no_shared_memory_behind(job: Job) -> None:
+    def names() -> set[str]:
+        mapped = set(re.findall(r"/dev/shm/(nvshmem_efa_ep\.\w+)", Path("/proc/self/maps").read_text()))
+        return mapped & set(os.listdir("/dev/shm"))
+
     buffer = deep_ep.Buffer(job.group)
     result = dispatched(buffer, make_world(job.size, [30], HIDDEN, 4, 16, seed=46))
-    mapped = set(re.findall(r"/dev/shm/(nvshmem_efa_ep\.\w+)", Path("/proc/self/maps").read_text()))
-    assert mapped & set(os.listdir("/dev/shm")), "the results' memory has its name until the next exchange"
-    dist.barrier()
+    dist.barrier()  # each rank takes its names away at the end of its call
+    assert not names(), "what the call had the memory grow by is mapped by all"
     assert buffer.runtime is not None
+    block = buffer.runtime.place(64 << 20)
+    assert names(), "peers learn of what the memory grew by, and map it, in the next call"
+    dist.barrier()
     buffer.runtime.end_of_process()
     dist.barrier()
-    assert not mapped & set(os.listdir("/dev/shm"))
-    del result, buffer
+    assert not names()
+    del result, block, buffer
 
 
 def case_the_raw_buffer_and_the_stand_in_stream(job: Job) -> None:
