@@ -33,9 +33,9 @@ typedef int (*ep_allgather)(void* context, const void* send, void* recv, int64_t
 
 enum ep_arrivals { EP_ARRIVALS_AUTO = 0, EP_ARRIVALS_COUNTERS = 1, EP_ARRIVALS_IMMEDIATES = 2, EP_ARRIVALS_LINES = 3 };
 
-/* GPU: buffers are in the memory of the GPU that is current in ep_open(), pointers of the low-latency calls are the GPU's, and
+/* GPU: buffers are in the memory of the GPU that is current in ep_open(), pointers are the GPU's where nothing else is said, and
  * kernels do the work: calls return when those are in the stream, and what fails in one is an error of a later call. Ranks
- * are processes. Has not run on a GPU yet; normal mode is not there. */
+ * are processes, or threads of one process on one GPU, each with streams of its own. */
 enum ep_executor { EP_EXECUTOR_CPU = 0, EP_EXECUTOR_GPU = 1 };
 
 typedef struct ep_options {
@@ -84,6 +84,8 @@ typedef struct ep_layout_args {
     uint8_t* is_token_in_rank;
 } ep_layout_args;
 EP_API int ep_layout(const ep_layout_args* args);
+/* The same by a kernel: arrays are the GPU's, and the counts of ranks and experts are zero at first. Not collective. */
+EP_API int ep_gpu_layout(ep_group* group, const ep_layout_args* args);
 
 /* Collective. Who gets how much: from the layout, or (tokens_per_rank NULL) from a cached rank_prefix_matrix, which then is
  * only spread again. */
@@ -93,13 +95,13 @@ typedef struct ep_notify_args {
     const int32_t* tokens_per_rank;    /* [R] */
     const int32_t* tokens_per_expert;  /* [E] */
     const uint8_t* is_token_in_rank;   /* [T,R] */
-    int32_t* rank_prefix_matrix;       /* out [R,R]: [i][j] tokens sent to j by ranks 0..i */
+    int32_t* rank_prefix_matrix;       /* out [R,R]: [i][j] tokens sent to j by ranks 0..i; the CPU's memory on a GPU, too */
     int32_t* channel_prefix_matrix;    /* out [R,C]: my tokens for rank r in channels 0..c; channel c is a range of ceil(T/C) tokens */
     int32_t* send_head;                /* out [T,R]: ordinal of token t among those for r, or -1 */
-    int32_t* recv_tokens_per_expert;   /* out [El], each rounded up to expert_alignment */
+    int32_t* recv_tokens_per_expert;   /* out [El], each rounded up to expert_alignment; the CPU's memory on a GPU, too */
     int32_t n_recv;                    /* out: n */
 } ep_notify_args;
-EP_API int ep_notify(ep_group* group, ep_notify_args* args);
+EP_API int ep_notify(ep_group* group, ep_notify_args* args); /* on a GPU it waits for the stream, unless cached */
 
 /* Collective, after ep_notify() of the same exchange or with its results kept (cached). Rows of one source rank are
  * contiguous and ascending by token index; blocks are ordered by source rank. All recv_ pointers lie in one block from
@@ -111,13 +113,14 @@ typedef struct ep_dispatch_args {
     int64_t scale_stride_token, scale_stride_value; /* in values */
     int32_t n_topk;                          /* 0: no topk */
     int32_t n_experts, n_channels, n_worst;  /* n_worst: rows of recv_; recv_topk_idx beyond n_recv becomes -1; 0: n_recv rows */
+    int32_t n_ranks;
     const void* x;
     const void* scales;
     const int64_t* topk_idx;
     const float* topk_weights;
     const uint8_t* is_token_in_rank;
     const int32_t* send_head;
-    const int32_t* rank_prefix_matrix;
+    const int32_t* rank_prefix_matrix;       /* on a GPU, too, the CPU's memory */
     const int32_t* channel_prefix_matrix;
     void* recv_block;                        /* from ep_place(), of at least what ep_dispatch_place() says */
     void* recv_x;                            /* these are set by ep_dispatch_place(): [n,row_bytes] */
@@ -125,7 +128,8 @@ typedef struct ep_dispatch_args {
     int64_t* recv_topk_idx;                  /* [n,K]: local expert or -1 */
     float* recv_topk_weights;                /* [n,K]: 0 where the expert is not here */
     int32_t* recv_src_idx;                   /* [n]: token index at the source */
-    int32_t* recv_channel_prefix_matrix;     /* out, caller's own memory [R,C]: start of channel c inside source block i */
+    int32_t* recv_channel_prefix_matrix;     /* [R,C]: start of channel c inside source block i */
+    int32_t* rank_prefix_matrix_out;         /* GPU executor: a copy of the matrix goes there, [R,R] in GPU memory; or NULL */
 } ep_dispatch_args;
 EP_API int64_t ep_dispatch_place(ep_dispatch_args* args); /* bytes of the block; sets recv_* relative to recv_block (may be NULL) */
 EP_API int ep_dispatch(ep_group* group, ep_dispatch_args* args);
@@ -135,13 +139,14 @@ EP_API int ep_dispatch(ep_group* group, ep_dispatch_args* args);
 typedef struct ep_combine_args {
     uint32_t bytes;
     int32_t n_tokens, n_recv, hidden, n_topk; /* n_topk 0: no weights */
+    int32_t n_sms;                            /* GPU executor: blocks of the kernel, 1 or more */
     const void* x;
     const float* topk_weights;                /* [n,K] */
     const void* bias_0;                       /* bf16 [T,H] or NULL */
     const void* bias_1;
     const uint8_t* is_token_in_rank;
     const int32_t* send_head;
-    const int32_t* rank_prefix_matrix;
+    const int32_t* rank_prefix_matrix;       /* on a GPU, too, the CPU's memory */
     void* combined_x;                         /* bf16 [T,H] */
     float* combined_weights;                  /* [T,K] */
 } ep_combine_args;

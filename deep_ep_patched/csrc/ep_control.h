@@ -24,8 +24,9 @@ struct SlabName {
 
 // A slab of the owner's arena. Written once, before the record which counts it.
 struct alignas(64) SlabEntry {
-    SlabName name;
+    SlabName name;          // of shared memory
     uint64_t bytes;
+    uint8_t gpu_share[96];  // of a GPU's memory: a GpuShare
 };
 
 struct alignas(64) ControlRecord {

@@ -3,6 +3,7 @@
 // places; then each token's row is written once, by its source, to its last place in the receiver's memory.
 #pragma once
 
+#include "ep_api.h"
 #include "ep_control.h"
 #include "ep_lanes.h"
 
@@ -30,15 +31,14 @@ struct CachedNotifyRecord {
 };
 // Parts of the block that dispatch fills, from its begin; all 128-byte aligned.
 struct DispatchParts {
-    uint64_t scales, topk_idx, topk_weights, src_idx;  // x comes first
-    uint64_t bytes;                                    // of all
+    uint64_t scales, topk_idx, topk_weights, src_idx, channels;  // x comes first
+    uint64_t bytes;                                              // of all
 };
 struct DispatchRecord {
     int32_t row_bytes, n_scales, n_topk, n_experts, n_channels;
     int32_t n_rows;  // that the writer has room for
     uint64_t matrix_hash;
     Place place;  // of the writer's block
-    // int32_t [n_channels] follows: where each channel starts inside the rows from the writer to the reader
 };
 struct CombineRecord {
     int32_t hidden, n_topk;
@@ -49,7 +49,7 @@ struct CombineRecord {
     uint64_t weights_at;
 };
 inline constexpr int kLocalExpertsMax = (kRecordBytes - sizeof(NotifyRecord)) / sizeof(int32_t);
-inline constexpr int kChannelsMax = (kRecordBytes - sizeof(DispatchRecord)) / sizeof(int32_t);
+inline constexpr int kChannelsMax = 4096;
 
 // ---- the matrix: [i][j] tokens sent to j by ranks 0..i ----
 
@@ -81,14 +81,20 @@ NVSHMEM_EFA_HD inline int32_t channel_tokens(int32_t n_tokens, int32_t n_channel
 
 NVSHMEM_EFA_HD inline uint64_t aligned_part(uint64_t bytes) { return (bytes + 127) / 128 * 128; }
 
-NVSHMEM_EFA_HD inline DispatchParts dispatch_parts(int64_t n_rows, int32_t row_bytes, int32_t n_scales, int32_t n_topk) {
+struct DispatchShape {
+    int64_t n_rows;
+    int32_t row_bytes, n_scales, n_topk, n_ranks, n_channels;
+};
+NVSHMEM_EFA_HD inline DispatchParts dispatch_parts(const DispatchShape& shape) {
+    const auto [n_rows, row_bytes, n_scales, n_topk, n_ranks, n_channels] = shape;
     const uint64_t rows = static_cast<uint64_t>(n_rows), topk = static_cast<uint64_t>(n_topk);
     DispatchParts parts;
     parts.scales = aligned_part(rows * static_cast<uint64_t>(row_bytes));
     parts.topk_idx = parts.scales + aligned_part(rows * static_cast<uint64_t>(n_scales) * 4);
     parts.topk_weights = parts.topk_idx + aligned_part(rows * topk * 8);
     parts.src_idx = parts.topk_weights + aligned_part(rows * topk * 4);
-    parts.bytes = parts.src_idx + aligned_part(rows * 4);
+    parts.channels = parts.src_idx + aligned_part(rows * 4);
+    parts.bytes = parts.channels + aligned_part(static_cast<uint64_t>(n_ranks) * static_cast<uint64_t>(n_channels) * 4);
     return parts;
 }
 

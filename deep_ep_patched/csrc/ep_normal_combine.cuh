@@ -38,21 +38,21 @@ struct ReduceView {
     float* combined_weights;
 };
 
-struct alignas(16) EightBf16 {
+struct alignas(16) RowPiece {
     uint16_t values[8];
 };
-NVSHMEM_EFA_HD inline EightBf16 load_eight(const uint8_t* from) {
+NVSHMEM_EFA_HD inline RowPiece load_piece(const uint8_t* from) {
 #if defined(__CUDA_ARCH__)
-    return *reinterpret_cast<const EightBf16*>(from);
+    return *reinterpret_cast<const RowPiece*>(from);
 #else
-    EightBf16 eight;  // a caller's tensor on the CPU may begin anywhere
-    memcpy(&eight, from, sizeof eight);
-    return eight;
+    RowPiece piece;  // a caller's tensor on the CPU may begin anywhere
+    memcpy(&piece, from, sizeof piece);
+    return piece;
 #endif
 }
-NVSHMEM_EFA_HD inline void add_eight(float (&sum)[8], const uint8_t* from) {
-    const EightBf16 eight = load_eight(from);
-    for (int i = 0; i < 8; ++i) sum[i] += bf16_to_float(eight.values[i]);
+NVSHMEM_EFA_HD inline void add_piece(float (&sum)[8], const uint8_t* from) {
+    const RowPiece piece = load_piece(from);
+    for (int i = 0; i < 8; ++i) sum[i] += bf16_to_float(piece.values[i]);
 }
 
 template <class Lanes>
@@ -78,10 +78,10 @@ NVSHMEM_EFA_HD inline void reduce_token(const Lanes& lanes, const ReduceView& vi
     }
     for (int64_t i = static_cast<int64_t>(lanes.rank()) * 16; i < row_bytes; i += static_cast<int64_t>(lanes.size()) * 16) {
         float sum[8] = {};
-        for (int s = 0; s < n_sources; ++s) add_eight(sum, sources[s] + i);
-        if (view.bias_0) add_eight(sum, view.bias_0 + token * row_bytes + i);
-        if (view.bias_1) add_eight(sum, view.bias_1 + token * row_bytes + i);
-        EightBf16 rounded;
+        for (int s = 0; s < n_sources; ++s) add_piece(sum, sources[s] + i);
+        if (view.bias_0) add_piece(sum, view.bias_0 + token * row_bytes + i);
+        if (view.bias_1) add_piece(sum, view.bias_1 + token * row_bytes + i);
+        RowPiece rounded;
         for (int j = 0; j < 8; ++j) rounded.values[j] = bf16_of_float(sum[j]);
         memcpy(view.combined_x + token * row_bytes + i, &rounded, sizeof rounded);
     }

@@ -14,6 +14,7 @@ struct DispatchPeer {
     int64_t* topk_idx;
     float* topk_weights;
     int32_t* src_idx;
+    int32_t* channels;  // our row of its recv_channel_prefix_matrix
     int32_t begin;
     int32_t reserved;
 };
@@ -28,6 +29,9 @@ struct DispatchView {
     const float* topk_weights;
     const uint8_t* is_token_in_rank;
     const int32_t* send_head;
+    const int32_t* channel_prefix_matrix;
+    int32_t n_channels;
+    int32_t reserved_too;
     DispatchPeer peers[kNormalRanksMax];
 };
 
@@ -58,6 +62,14 @@ NVSHMEM_EFA_HD inline void dispatch_token(const Lanes& lanes, const DispatchView
         copy_rows(lanes, view.peers[rank].x + row * view.row_bytes, view.x + token * view.row_bytes, static_cast<size_t>(view.row_bytes));
         dispatch_row_facts(lanes, view, token, rank, row);
     }
+}
+
+// Where each of our channels starts inside our rows at `rank`, which has no use for the end of the last.
+template <class Lanes>
+NVSHMEM_EFA_HD inline void dispatch_channel_starts(const Lanes& lanes, const DispatchView& view, int rank) {
+    const int32_t* const ends = view.channel_prefix_matrix + static_cast<int64_t>(rank) * view.n_channels;
+    for (int c = static_cast<int>(lanes.rank()); c < view.n_channels; c += static_cast<int>(lanes.size()))
+        view.peers[rank].channels[c] = c == 0 ? 0 : ends[c - 1];
 }
 
 // Rows that nobody sent, of a block with more rows than came: they have no expert.

@@ -126,8 +126,8 @@ class Buffer(NormalMode, LowLatencyMode):
         return config.default("combine", num_ranks, Buffer.num_sms)
 
     def get_comm_stream(self) -> torch.cpu.Stream | torch.cuda.Stream:
-        """The stream that calls run on: the current one. On the CPU torch's stand-in, which waits for nothing."""
-        return torch.cpu.Stream() if self.device.type == "cpu" else torch.cuda.current_stream(self.device)
+        """The stream that normal mode works in. On the CPU torch's stand-in, which waits for nothing."""
+        return self._exchange.comm_stream if isinstance(self._exchange, GpuExchange) else torch.cpu.Stream()
 
     def get_local_buffer_tensor(
         self, dtype: torch.dtype, size: Sequence[int] | None = None, offset: int = 0, use_rdma_buffer: bool = False

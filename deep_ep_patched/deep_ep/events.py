@@ -23,6 +23,11 @@ class EventHandle:
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
 
+    def stream_wait(self, stream: torch.cuda.Stream) -> None:
+        """As current_stream_wait(), of any stream."""
+        if self._event is not None:
+            stream.wait_event(self._event)
+
     def synchronize(self) -> None:
         """Blocks the caller until the event is complete."""
         if self._event is not None:

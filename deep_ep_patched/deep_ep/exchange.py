@@ -8,12 +8,14 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from ctypes import byref, c_int64, c_void_p
 
 import torch
 
-from deep_ep import native
+from deep_ep import events, native
 from deep_ep.errors import Code, ExchangeError
+from deep_ep.events import EventHandle, EventOverlap
 from deep_ep.group import Gather, Ranks
 
 # After these nothing is agreed between the ranks any more, so that closing does not wait for anybody.
@@ -72,13 +74,36 @@ class Exchange:
             self._is_broken = self._is_broken or error.code in _BREAKING
             raise
 
+    # What a call in normal mode does beside its work; on the CPU, where nothing runs later, next to nothing.
+
+    def begin(self, previous: EventHandle | None) -> None:
+        """The call's work comes after `previous`, or after all of the current stream."""
+        if previous is not None:
+            previous.synchronize()
+
+    def finish(self, is_async: bool, *tensors: object) -> EventOverlap:
+        """What the call returns; `tensors` are what it used."""
+        return events.finish(is_async, *tensors)
+
+    def work(self) -> AbstractContextManager[object]:
+        """Inside, operations of torch are part of the call's work."""
+        return nullcontext()
+
+    def result(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A new tensor for the call's work to fill."""
+        return torch.empty(shape, dtype=dtype, device="cpu")
+
+    def layout(self, arguments: native.LayoutArgs) -> None:
+        """get_dispatch_layout; the counts are zero at first."""
+        native.call("ep_layout", byref(arguments))
+
     def place(self, n_bytes: int) -> Memory:
         """A block that peers can write into, given back when the last tensor over it is gone. Not collective."""
         if not self._is_open:
             raise ExchangeError("the exchange is closed", Code.INVALID_ARGUMENT)
         address = native.library().ep_place(self._handle, max(n_bytes, 1))
         if not address:
-            raise MemoryError(f"rank {self.rank}: no room for a result of {n_bytes} bytes in shared memory")
+            raise MemoryError(f"rank {self.rank}: no room for a result of {n_bytes} bytes: {native.last_error()}")
         return self._lend(address, n_bytes, is_block=True)
 
     def buffer(self, is_rdma: bool) -> tuple[Memory | None, int]:

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exchange on a GPU: buffers in its memory, kernels in the caller's stream. It has not run on a GPU yet."""
+"""The exchange on a GPU: buffers in its memory, kernels in the caller's stream or in one of the exchange's own."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from ctypes import byref
 from typing import cast
 
 import torch
 
 from deep_ep import native
 from deep_ep.errors import Code, ExchangeError
+from deep_ep.events import EventHandle, EventOverlap
 from deep_ep.exchange import Exchange, Memory
 from deep_ep.group import Ranks
 
@@ -22,6 +25,7 @@ _IN_STREAM = {
     "ep_ll_mask",
     "ep_ll_unmask_all",
 }
+_IN_COMM_STREAM = {"ep_gpu_layout", "ep_notify", "ep_dispatch", "ep_combine"}
 
 
 class _Bytes:
@@ -51,14 +55,18 @@ class GpuMemory(Memory):
 
 
 class GpuExchange(Exchange):
-    """An Exchange whose calls take the GPU's pointers and put kernels into the current stream.
+    """An Exchange whose calls take the GPU's pointers and put kernels into a stream.
 
-    An error of a kernel is raised by a later call, or when the Buffer ends.
+    Normal mode has a stream of its own, so that its work overlaps with the caller's. An error of a kernel is raised by a
+    later call, or when the Buffer ends.
     """
 
     def __init__(self, ranks: Ranks, options: native.Options) -> None:
         """Collective. The first time it compiles kernels, for some ten seconds; later they are on disk."""
         self.device = current_device()
+        self.comm_stream = torch.cuda.Stream(self.device, priority=-1)
+        self._is_result_of_comm_stream = False
+        self._freed: list[torch.cuda.Event] = []
         images = _kernels(self.device)
         super().__init__(ranks, options)
         for image in images:
@@ -75,16 +83,62 @@ class GpuExchange(Exchange):
             if isinstance(struct, native.Sized):
                 struct.stream = stream
             super().call("ep_use_stream", stream.cuda_stream)
+        if name in _IN_COMM_STREAM:
+            # Blocks that were given back may be read by kernels yet. From here on peers may write them.
+            freed, self._freed = self._freed, []
+            for event in freed:
+                self.comm_stream.wait_event(event)
+            super().call("ep_use_stream", self.comm_stream.cuda_stream)
         super().call(name, *arguments)
 
-    def place(self, n_bytes: int) -> Memory:
-        """Blocks for results of normal mode: not there yet."""
-        raise no_normal_mode()
+    def begin(self, previous: EventHandle | None) -> None:
+        """As Exchange.begin(): waits are the stream's, not the caller's."""
+        self._is_result_of_comm_stream = previous is not None
+        if previous is None:
+            self.comm_stream.wait_stream(torch.cuda.current_stream(self.device))
+        else:
+            previous.stream_wait(self.comm_stream)
+
+    def finish(self, is_async: bool, *tensors: object) -> EventOverlap:
+        """As Exchange.finish(): the current stream waits for the work, or an event stands for it."""
+        if not is_async:
+            torch.cuda.current_stream(self.device).wait_stream(self.comm_stream)
+            return EventOverlap()
+        for tensor in _flat(tensors):
+            tensor.record_stream(self.comm_stream)
+        with self.work():
+            return EventOverlap(EventHandle(), tensors)
+
+    def work(self) -> AbstractContextManager[object]:
+        """As Exchange.work()."""
+        return torch.cuda.stream(self.comm_stream)
+
+    def result(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """As Exchange.result()."""
+        if not self._is_result_of_comm_stream:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        # The work may begin before what the current stream does now: memory that was freed there is not free there yet.
+        stream = torch.cuda.current_stream(self.device)
+        with self.work():
+            made = torch.empty(shape, dtype=dtype, device=self.device)
+        made.record_stream(stream)
+        return made
+
+    def layout(self, arguments: native.LayoutArgs) -> None:
+        """As Exchange.layout()."""
+        self.call("ep_gpu_layout", byref(arguments))
 
     def _masked(self, to: int) -> None:
         masks = torch.empty(self.n_ranks, dtype=torch.int32, device="cpu")
         super().call("ep_ll_masked", native.pointer(masks))
         GpuMemory(to, _Bytes(to, 4 * self.n_ranks), self.device).tensor(to, torch.int32, (self.n_ranks,)).copy_(masks)
+
+    def _take_back(self, block: int | None) -> None:
+        if block is not None and self._is_open:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self.device))
+            self._freed.append(event)
+        super()._take_back(block)
 
     def _lend(self, address: int, n_bytes: int, is_block: bool) -> Memory:
         owner = _Bytes(address, n_bytes)
@@ -107,11 +161,13 @@ def current_device() -> torch.device:
     return device
 
 
-def no_normal_mode() -> NotImplementedError:
-    return NotImplementedError(
-        "normal mode on the GPU is not there yet"
-        "; hint: low-latency mode is, and DEEP_EP_EXECUTOR=cpu runs both on CPU tensors"
-    )
+def _flat(things: object) -> Iterator[torch.Tensor]:
+    """The tensors in nested tuples."""
+    if isinstance(things, torch.Tensor):
+        yield things
+    elif isinstance(things, tuple):
+        for thing in things:
+            yield from _flat(thing)
 
 
 def _kernels(device: torch.device) -> list[bytes]:

@@ -7,7 +7,6 @@ import torch
 
 from deep_ep import checks, events
 from deep_ep.exchange import Exchange
-from deep_ep.gpu import no_normal_mode
 
 
 class Mode:
@@ -29,15 +28,12 @@ class Mode:
 
     def _begin(self, previous_event: object, async_finish: object, allocate_on_comm_stream: object) -> None:
         """The stream rules of a call in normal mode, and its wait for `previous_event`."""
-        if self.device.type != "cpu":
-            raise no_normal_mode()
         is_async = checks.flag("async_finish", async_finish)
         event = events.previous(previous_event)
         if checks.flag("allocate_on_comm_stream", allocate_on_comm_stream) and (event is None or not is_async):
             lacks = "previous_event with an event" if event is None else "async_finish=True"
             raise ValueError(f"allocate_on_comm_stream is True, must be False without {lacks}")
-        if event is not None:
-            event.synchronize()
+        self._exchange.begin(event)
 
     def _tensor(
         self, name: str, value: object, dtypes: torch.dtype | tuple[torch.dtype, ...], shape: checks.Shape

@@ -67,15 +67,16 @@ class NotifyArgs(Sized):
 class DispatchArgs(Sized):
     _fields_ = _fields(
         "i32 n_tokens n_recv row_bytes n_scales scale_bytes; i64 scale_stride_token scale_stride_value;"
-        "i32 n_topk n_experts n_channels n_worst;"
+        "i32 n_topk n_experts n_channels n_worst n_ranks;"
         "ptr x scales topk_idx topk_weights is_token_in_rank send_head rank_prefix_matrix channel_prefix_matrix"
         " recv_block recv_x recv_scales recv_topk_idx recv_topk_weights recv_src_idx recv_channel_prefix_matrix"
+        " rank_prefix_matrix_out"
     )
 
 
 class CombineArgs(Sized):
     _fields_ = _fields(
-        "i32 n_tokens n_recv hidden n_topk;"
+        "i32 n_tokens n_recv hidden n_topk n_sms;"
         "ptr x topk_weights bias_0 bias_1 is_token_in_rank send_head rank_prefix_matrix combined_x combined_weights"
     )
 
@@ -120,6 +121,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ep_place": (c_void_p, (c_void_p, _I64)),
     "ep_unplace": (None, (c_void_p, c_void_p)),
     "ep_layout": (c_int32, (POINTER(LayoutArgs),)),
+    "ep_gpu_layout": (c_int32, (c_void_p, POINTER(LayoutArgs))),
     "ep_notify": (c_int32, (c_void_p, POINTER(NotifyArgs))),
     "ep_dispatch_place": (_I64, (POINTER(DispatchArgs),)),
     "ep_dispatch": (c_int32, (c_void_p, POINTER(DispatchArgs))),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import torch
 
-from deep_ep import checks, config, events, native
+from deep_ep import checks, config, native
 from deep_ep.config import Config
 from deep_ep.events import EventOverlap
 from deep_ep.exchange import Memory
@@ -29,6 +29,7 @@ class _Route:
     """Which token goes to whom, as the handle of a dispatch keeps it."""
 
     rank_prefix_matrix: torch.Tensor  # int32 [R, R]
+    host_matrix: torch.Tensor  # the same in the CPU's memory
     channel_prefix_matrix: torch.Tensor  # int32 [R, C]
     is_token_in_rank: torch.Tensor  # bool [T, R]
     send_head: torch.Tensor  # int32 [T, R]
@@ -61,20 +62,22 @@ class NormalMode(Mode):
         self._local_experts("num_experts", num_experts)
         topk_idx = self._topk_idx(topk_idx, "T")
         n_tokens, n_topk = topk_idx.shape
-        per_rank = self._empty((self.group_size,), torch.int32)
-        per_expert = self._empty((num_experts,), torch.int32)
-        in_rank = self._empty((n_tokens, self.group_size), torch.bool)
+        per_rank, per_expert = self._zeros(self.group_size), self._zeros(num_experts)
+        in_rank = self._exchange.result((n_tokens, self.group_size), torch.bool)
         arguments = native.LayoutArgs(
             n_tokens=n_tokens, n_topk=n_topk, n_experts=num_experts, n_ranks=self.group_size,
             topk_idx=pointer(topk_idx), tokens_per_rank=pointer(per_rank), tokens_per_expert=pointer(per_expert),
             is_token_in_rank=pointer(in_rank),
         )  # fmt: skip
-        native.call("ep_layout", byref(arguments))
+        self._exchange.layout(arguments)
         per_node = None
         if self._n_nodes > 1:
-            by_node = in_rank.view(n_tokens, self._n_nodes, self.group_size // self._n_nodes)
-            per_node = by_node.any(dim=2).sum(dim=0, dtype=torch.int32)
-        return per_rank, per_node, per_expert, in_rank, events.finish(async_finish, topk_idx)
+            per_node = self._exchange.result((self._n_nodes,), torch.int32)
+            with self._exchange.work():
+                by_node = in_rank.view(n_tokens, self._n_nodes, self.group_size // self._n_nodes)
+                per_node.copy_(by_node.any(dim=2).sum(dim=0, dtype=torch.int32))
+        event = self._exchange.finish(async_finish, topk_idx, per_rank, per_node, per_expert, in_rank)
+        return per_rank, per_node, per_expert, in_rank, event
 
     def dispatch(
         self,
@@ -119,7 +122,8 @@ class NormalMode(Mode):
             sent = _Sent(rows, scales, None, None, 0, channels, 0)
             recv_x, recv_scales, *_ = self._send(sent, route)
             data = recv_x if recv_scales is None else (recv_x, recv_scales)
-            return data, None, None, None, None, events.finish(async_finish, data)
+            event = self._exchange.finish(async_finish, data, rows, scales, handle)
+            return data, None, None, None, None, event
         topk_idx, topk_weights = self._topk(topk_idx, topk_weights, rows.shape[0])
         if n_worst and topk_idx is None:
             raise ValueError(f"num_worst_tokens is {n_worst}, must be 0 without topk_idx and topk_weights")
@@ -130,7 +134,8 @@ class NormalMode(Mode):
         made: Handle = (route.rank_prefix_matrix, route.channel_prefix_matrix, recv_channels, src_idx,
                         route.is_token_in_rank, route.send_head)  # fmt: skip
         data = recv_x if recv_scales is None else (recv_x, recv_scales)
-        event = events.finish(async_finish, data, recv_idx, recv_weights)
+        used = (rows, scales, topk_idx, topk_weights, counts)
+        event = self._exchange.finish(async_finish, data, recv_idx, recv_weights, made, used)
         return data, recv_idx, recv_weights, [] if n_worst else per_expert.tolist(), made, event
 
     def combine(
@@ -152,7 +157,7 @@ class NormalMode(Mode):
         """
         self._begin(previous_event, async_finish, allocate_on_comm_stream)
         self._one_domain("combine")
-        self._config("combine", config)
+        chosen = self._config("combine", config)
         route, n_rows = self._route_of(handle)
         x = self._tensor("x", x, torch.bfloat16, (n_rows, "H"))
         hidden = x.shape[1]
@@ -162,17 +167,18 @@ class NormalMode(Mode):
             n_topk = self._tensor("topk_weights", topk_weights, torch.float32, (n_rows, "K")).shape[1]
             checks.integer("K of topk_weights", n_topk, 1, TOPK_MAX)
         biases = self._biases(bias, (route.n_tokens, hidden))
-        combined = self._empty((route.n_tokens, hidden), torch.bfloat16)
-        weights = None if topk_weights is None else self._empty((route.n_tokens, n_topk), torch.float32)
+        combined = self._exchange.result((route.n_tokens, hidden), torch.bfloat16)
+        weights = None if topk_weights is None else self._exchange.result((route.n_tokens, n_topk), torch.float32)
         arguments = native.CombineArgs(
             n_tokens=route.n_tokens, n_recv=route.n_recv, hidden=hidden, n_topk=n_topk,
-            x=pointer(x), topk_weights=pointer(topk_weights), bias_0=pointer(biases[0]), bias_1=pointer(biases[1]),
+            n_sms=2 * chosen.num_channels, x=pointer(x), topk_weights=pointer(topk_weights), bias_0=pointer(biases[0]), bias_1=pointer(biases[1]),
             is_token_in_rank=pointer(route.is_token_in_rank), send_head=pointer(route.send_head),
-            rank_prefix_matrix=pointer(route.rank_prefix_matrix), combined_x=pointer(combined),
+            rank_prefix_matrix=pointer(route.host_matrix), combined_x=pointer(combined),
             combined_weights=pointer(weights),
         )  # fmt: skip
         self._exchange.call("ep_combine", byref(arguments))
-        return combined, weights, events.finish(async_finish, x, combined, weights)
+        event = self._exchange.finish(async_finish, x, topk_weights, tuple(biases), combined, weights, tuple(handle))
+        return combined, weights, event
 
     def internode_dispatch(self, *args: object, **kwargs: object) -> NoReturn:
         """Dispatch among several nodes: not there yet."""
@@ -253,10 +259,10 @@ class NormalMode(Mode):
         """All ranks tell each other their counts; with the route come the tokens for each expert of this rank."""
         per_rank, in_rank, per_expert = counts
         n_ranks, n_tokens = self.group_size, in_rank.shape[0]
-        matrix = self._empty((n_ranks, n_ranks), torch.int32)
-        channel_matrix = self._empty((n_ranks, channels), torch.int32)
-        send_head = self._empty((n_tokens, n_ranks), torch.int32)
-        received = self._empty((per_expert.numel() // n_ranks,), torch.int32)
+        matrix = torch.empty((n_ranks, n_ranks), dtype=torch.int32, device="cpu")
+        channel_matrix = self._exchange.result((n_ranks, channels), torch.int32)
+        send_head = self._exchange.result((n_tokens, n_ranks), torch.int32)
+        received = torch.empty((per_expert.numel() // n_ranks,), dtype=torch.int32, device="cpu")
         arguments = native.NotifyArgs(
             n_tokens=n_tokens, n_experts=per_expert.numel(), n_channels=channels, expert_alignment=alignment,
             tokens_per_rank=pointer(per_rank), tokens_per_expert=pointer(per_expert), is_token_in_rank=pointer(in_rank),
@@ -264,7 +270,11 @@ class NormalMode(Mode):
             send_head=pointer(send_head), recv_tokens_per_expert=pointer(received),
         )  # fmt: skip
         self._exchange.call("ep_notify", byref(arguments))
-        return _Route(matrix, channel_matrix, in_rank, send_head, int(arguments.n_recv)), received
+        on_device = matrix
+        if self.device.type != "cpu":
+            on_device = self._exchange.result((n_ranks, n_ranks), torch.int32)  # the dispatch fills it
+            on_device.deep_ep_host = matrix  # type: ignore[attr-defined]
+        return _Route(on_device, matrix, channel_matrix, in_rank, send_head, int(arguments.n_recv)), received
 
     def _route_of(self, handle: object, n_tokens: int | str = "T", channels: int | str = "C") -> tuple[_Route, int]:
         """The route that a handle keeps, and the rows of the dispatch that made it."""
@@ -284,26 +294,28 @@ class NormalMode(Mode):
         if n_tokens not in ("T", in_rank.shape[0]):
             raise ValueError(f"x has {n_tokens} tokens, the handle's dispatch had {in_rank.shape[0]}")
         send_head = self._tensor("handle[5]", handle[5], torch.int32, tuple(in_rank.shape))
-        n_recv = int(matrix[n_ranks - 1, self.rank])
-        return _Route(matrix, kept, in_rank, send_head, n_recv), int(src_idx.numel())
+        host = getattr(matrix, "deep_ep_host", None)
+        if host is None:  # on a GPU: a copy of a handle, for which all work so far is waited for
+            host = matrix.cpu()
+        n_recv = int(host[n_ranks - 1, self.rank])
+        return _Route(matrix, host, kept, in_rank, send_head, n_recv), int(src_idx.numel())
 
     def _send(self, sent: _Sent, route: _Route) -> tuple[Any, ...]:
         """The exchange itself: (recv_x, scales, topk_idx, topk_weights, source indices, channel prefixes)."""
         x, scales = sent.x, sent.scales
         n_topk = 0 if sent.topk_idx is None else sent.topk_idx.shape[1]
         n_scales = 0 if scales is None else scales.shape[1]
-        recv_channels = self._empty((self.group_size, sent.n_channels), torch.int32)
         arguments = native.DispatchArgs(
             n_tokens=x.shape[0], n_recv=route.n_recv, row_bytes=x.shape[1] * x.element_size(),
             n_scales=n_scales, scale_bytes=0 if scales is None else scales.element_size(),
             scale_stride_token=0 if scales is None else scales.stride(0),
             scale_stride_value=0 if scales is None else scales.stride(1),
             n_topk=n_topk, n_experts=sent.n_experts, n_channels=sent.n_channels, n_worst=sent.n_worst,
-            x=pointer(x), scales=pointer(scales), topk_idx=pointer(sent.topk_idx),
+            n_ranks=self.group_size, x=pointer(x), scales=pointer(scales), topk_idx=pointer(sent.topk_idx),
             topk_weights=pointer(sent.topk_weights), is_token_in_rank=pointer(route.is_token_in_rank),
-            send_head=pointer(route.send_head), rank_prefix_matrix=pointer(route.rank_prefix_matrix),
+            send_head=pointer(route.send_head), rank_prefix_matrix=pointer(route.host_matrix),
             channel_prefix_matrix=pointer(route.channel_prefix_matrix),
-            recv_channel_prefix_matrix=pointer(recv_channels),
+            rank_prefix_matrix_out=pointer(route.rank_prefix_matrix) if self.device.type != "cpu" else None,
         )  # fmt: skip
         block = self._place(arguments)
         self._exchange.call("ep_dispatch", byref(arguments))
@@ -312,9 +324,21 @@ class NormalMode(Mode):
         recv_scales = None if scales is None else block.tensor(arguments.recv_scales, scales.dtype, (rows, n_scales))
         recv_idx = block.tensor(arguments.recv_topk_idx, torch.int64, (rows, n_topk)) if n_topk else None
         weights = block.tensor(arguments.recv_topk_weights, torch.float32, (rows, n_topk)) if n_topk else None
-        # A copy: a handle, which lives until the backward pass, must not keep the block of all rows.
-        src_idx = block.tensor(arguments.recv_src_idx, torch.int32, (rows,)).clone()
+        # Copies: a handle, which lives until the backward pass, must not keep the block of all rows.
+        src_idx = self._copy(block.tensor(arguments.recv_src_idx, torch.int32, (rows,)))
+        channels = (self.group_size, sent.n_channels)
+        recv_channels = self._copy(block.tensor(arguments.recv_channel_prefix_matrix, torch.int32, channels))
         return recv_x, recv_scales, recv_idx, weights, src_idx, recv_channels
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        made = self._exchange.result(tuple(tensor.shape), tensor.dtype)
+        with self._exchange.work():
+            return made.copy_(tensor)
+
+    def _zeros(self, n: int) -> torch.Tensor:
+        made = self._exchange.result((n,), torch.int32)
+        with self._exchange.work():
+            return made.zero_()
 
     def _place(self, arguments: native.DispatchArgs) -> Memory:
         """Room for the results, which peers are told of. They wait for this rank by now: a failure is theirs, too."""

@@ -89,7 +89,7 @@ def build_all(archs: Sequence[str] = ()) -> list[Built]:
             "there is no GPU here to compile for", "name an architecture: nvshmem-efa warmup --arch sm_90a"
         )
     compiler = CudaPython()
-    return [build(name, arch, compiler) for arch in dict.fromkeys(wanted) for name in names()]
+    return [build(name, arch, compiler) for arch in dict.fromkeys(wanted) for name in [*names(), *names("deep_ep")]]
 
 
 def cache_folder() -> Path:

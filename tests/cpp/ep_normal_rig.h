@@ -82,7 +82,7 @@ struct Exchange {
     const int rank;
     ep_group* const group;
     std::vector<Input> all;
-    std::vector<int32_t> per_rank, per_expert, matrix, channel_matrix, head, recv_per_expert, recv_channels;
+    std::vector<int32_t> per_rank, per_expert, matrix, channel_matrix, head, recv_per_expert;
     std::vector<uint8_t> is_in;
     std::vector<float> column_scales;
     ep_dispatch_args sent = {};
@@ -148,8 +148,7 @@ struct Exchange {
         args.send_head = head.data();
         args.rank_prefix_matrix = matrix.data();
         args.channel_prefix_matrix = channel_matrix.data();
-        recv_channels.assign(R() * static_cast<size_t>(shape.channels), -7);
-        args.recv_channel_prefix_matrix = recv_channels.data();
+        args.n_ranks = static_cast<int32_t>(R());
         return args;
     }
     void place(ep_dispatch_args& args) const {
@@ -231,7 +230,7 @@ inline void Exchange::check_received() const {
         int32_t in_block = 0;
         for (int t = 0; t < in.n; ++t) {
             const size_t token = static_cast<size_t>(t);
-            if (t % per_channel == 0) CHECK_EQ(recv_channels[from * static_cast<size_t>(shape.channels) + static_cast<size_t>(t / per_channel)], in_block);
+            if (t % per_channel == 0) CHECK_EQ(sent.recv_channel_prefix_matrix[from * static_cast<size_t>(shape.channels) + static_cast<size_t>(t / per_channel)], in_block);
             if (!goes_to(shape, in, t, rank)) continue;
             CHECK(std::memcmp(static_cast<const uint16_t*>(sent.recv_x) + row * H, &in.x[token * H], H * 2) == 0);
             if (S) CHECK(std::memcmp(static_cast<const float*>(sent.recv_scales) + row * S, &in.scales[token * S], S * 4) == 0);
@@ -267,7 +266,7 @@ inline void Exchange::combine_and_check(int n_biases) const {
     for (int b = 0; b < n_biases; ++b)
         for (size_t i = 0; i < T * H; ++i) bias[b].push_back(as_bf16(static_cast<float>(i % 301) * 0.013f - static_cast<float>(b)));
     std::vector<float> weights(T * K);
-    ep_combine_args args = {sizeof args, own().n, n_recv, shape.hidden, shape.topk, answer.data(), sent.recv_topk_weights,
+    ep_combine_args args = {sizeof args, own().n, n_recv, shape.hidden, shape.topk, 0, answer.data(), sent.recv_topk_weights,
                             n_biases > 0 ? bias[0].data() : nullptr, n_biases > 1 ? bias[1].data() : nullptr, is_in.data(), head.data(),
                             matrix.data(), combined.data(), weights.data()};
     CHECK_OK(error_of(ep_combine(group, &args)));

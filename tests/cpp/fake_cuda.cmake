@@ -10,7 +10,7 @@ set_target_properties(fake_gdrapi PROPERTIES OUTPUT_NAME gdrapi SOVERSION 2
                       LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/fake_gdrapi)
 target_link_libraries(fake_gdrapi PRIVATE fake_cuda)
 foreach(name test_words_cuda test_cuda_driver test_cuda_memory_port test_cuda_peers test_gpu_ring_direct
-        test_gpu_lane_cuda test_gpu_lane_paper test_ep_gpu test_arrival_devices)
+        test_gpu_lane_cuda test_gpu_lane_paper test_ep_gpu test_ep_gpu_normal test_arrival_devices)
   target_link_libraries(${name} PRIVATE fake_cuda)
 endforeach()
 target_link_libraries(test_words_cuda PRIVATE fake_gdrapi)

@@ -191,16 +191,4 @@ TEST(the_cpu_executor_stays_on_the_cpu_where_a_gpu_is_current) {
     ranks.on_all([](int, ep_group* group) { CHECK(std::strstr(ep_describe(group), "CPU threads post") != nullptr); });
 }
 
-TEST(ranks_of_one_process_cannot_map_each_others_gpu_memory_and_all_are_told) {
-    Gpu gpu;
-    Ranks ranks(2, Ranks::Closed{});
-    std::vector<std::thread> threads;
-    std::vector<Error> errors(2);
-    fake_cuda_fail("cuIpcOpenMemHandle", 1, 0, 2);  // as CUDA does for handles of the same process
-    for (int rank = 0; rank < 2; ++rank)
-        threads.emplace_back([&, rank] { errors[static_cast<size_t>(rank)] = ranks.open(rank, one_rank()); });
-    for (std::thread& thread : threads) thread.join();
-    for (const Error& error : errors) CHECK_FAILS(error, Code::kDevice, "cuIpcOpenMemHandle");
-}
-
 TEST_MAIN()

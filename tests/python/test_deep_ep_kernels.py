@@ -19,9 +19,9 @@ TARGETS = [(12, "compute_90a"), (13, "compute_100a")]
 
 def symbols() -> dict[str, str]:
     """Kernel source to the name that the host looks up."""
-    text = (CSRC / "ep_gpu_launch.h").read_text()
-    found = re.findall(r'k(Dispatch|Combine|Reset)Symbol = "(\w+)"', text)
-    return {f"ll_{kind.lower()}": name for kind, name in found}
+    text = (CSRC / "ep_gpu_launch.h").read_text() + (CSRC / "ep_normal_gpu.h").read_text()
+    found = re.findall(r'k(Normal)?(\w+)Symbol = "(\w+)"', text)
+    return {f"{'normal' if mode else 'll'}_{kind.lower()}": name for mode, kind, name in found}
 
 
 @pytest.mark.parametrize(("major", "target"), TARGETS)

@@ -14,7 +14,8 @@ size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * u
 
 }  // namespace
 
-Status Arena::open(size_t first_slab_bytes) {
+Status Arena::open(size_t first_slab_bytes, GpuRuntime* gpu) {
+    gpu_ = gpu;
     const std::lock_guard guard(lock_);
     return first_slab_bytes ? grow(first_slab_bytes) : Status();
 }
@@ -24,7 +25,7 @@ Status Arena::grow(size_t bytes) {
         return Status::error(Code::kResource, "give results back earlier, or open with more nvl_bytes",
                              "the arena of results has %u slabs already, and no room for %zu bytes", kSlabsMax, bytes);
     Slab slab;
-    EFA_TRY(SharedSlab::create(rounded(bytes, kSlabUnit), "the arena of results", &slab.memory));
+    EFA_TRY(ArenaMemory::create(gpu_, rounded(bytes, kSlabUnit), &slab.memory));
     slab.free[0] = slab.memory.bytes();
     slabs_.push_back(std::move(slab));
     return Status();
@@ -114,7 +115,7 @@ uint32_t Arena::n_slabs() const {
 
 SlabEntry Arena::entry(uint32_t slab) const {
     const std::lock_guard guard(lock_);
-    return {slabs_[slab].memory.name(), slabs_[slab].memory.bytes()};
+    return slabs_[slab].memory.entry();
 }
 
 uint8_t* Arena::at(const Place& place) const {

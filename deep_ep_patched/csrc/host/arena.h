@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Blocks of shared memory for results: first fit over slabs, which are added by demand and kept until the end.
+// Blocks of memory for results, which peers write: first fit over slabs, which are added by demand and kept until the end.
 #pragma once
 
 #include <cstdint>
@@ -7,20 +7,22 @@
 #include <mutex>
 #include <vector>
 
+#include "arena_memory.h"
 #include "ep_normal.h"
-#include "shared_slab.h"
 
 namespace nvshmem_efa::ep {
 
 class Arena {
  public:
     // Any thread, all of it.
-    Status open(size_t first_slab_bytes);  // 0: no slab before one is needed
+    // No slab before one is needed where `first_slab_bytes` is 0. With a `gpu` all of it lies in its memory.
+    Status open(size_t first_slab_bytes, GpuRuntime* gpu = nullptr);
     Status place(size_t bytes, void** block);  // 128-byte aligned; kResource when there is no memory
     Status unplace(void* block);
     // Of `block`, which place() gave out for at least `bytes`.
     Status find(const void* block, size_t bytes, Place* place) const;
 
+    GpuRuntime* gpu() const { return gpu_; }
     uint32_t n_slabs() const;
     SlabEntry entry(uint32_t slab) const;
     uint8_t* at(const Place& place) const;
@@ -31,7 +33,7 @@ class Arena {
 
  private:
     struct Slab {
-        SharedSlab memory;
+        ArenaMemory memory;
         std::map<uint64_t, uint64_t> free;  // offset: bytes; neighbours are joined
     };
     struct Block {
@@ -42,6 +44,7 @@ class Arena {
     bool take(uint32_t slab, size_t bytes, void** block, Status* failed);
     void give(uint32_t slab, uint64_t offset, uint64_t bytes);
 
+    GpuRuntime* gpu_ = nullptr;
     mutable std::mutex lock_;
     std::vector<Slab> slabs_;
     std::map<const void*, Block> blocks_;

@@ -83,7 +83,7 @@ Status Control::exchange(CallKind kind, Arena& arena, const std::function<void(i
             return Status::error(Code::kMismatch, "all ranks make the same calls in the same order",
                                  "rank %d called %s while rank %d called %s", domain_.rank_of(source),
                                  call_name(static_cast<CallKind>(record->kind)), domain_.rank_of(domain_.index), call_name(kind));
-        EFA_TRY(map_slabs(source, record->n_slabs));
+        EFA_TRY(map_slabs(source, record->n_slabs, arena.gpu()));
     }
     // Who sent this epoch has ended the last one, and with it mapped what was told there.
     arena.unlink(mapped_by_all);
@@ -94,7 +94,7 @@ const uint8_t* Control::received(int source) const {
     return control_record(block(domain_.index), domain_.n_ranks, epoch_, source)->body;
 }
 
-Status Control::map_slabs(int source, uint32_t n_slabs) {
+Status Control::map_slabs(int source, uint32_t n_slabs, GpuRuntime* gpu) {
     if (source == domain_.index) return Status();
     auto& mapped = arenas_[static_cast<size_t>(source)];
     if (n_slabs > kSlabsMax || n_slabs < mapped.size())
@@ -102,10 +102,9 @@ Status Control::map_slabs(int source, uint32_t n_slabs) {
                              domain_.rank_of(source), n_slabs);
     while (mapped.size() < n_slabs) {
         const SlabEntry& entry = block(source)->slabs[mapped.size()];
-        SharedSlab slab;
-        EFA_TRY(SharedSlab::open(entry.name, entry.bytes, "the arena of results", &slab)
-                    .with_context("rank " + std::to_string(domain_.rank_of(source))));
-        mapped.push_back(std::move(slab));
+        ArenaMemory memory;
+        EFA_TRY(ArenaMemory::open(gpu, entry, &memory).with_context("rank " + std::to_string(domain_.rank_of(source))));
+        mapped.push_back(std::move(memory));
     }
     return Status();
 }

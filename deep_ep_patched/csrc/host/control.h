@@ -37,6 +37,7 @@ class Control {
     // received(source) is that of each rank, until the exchange after the next; what peers' arenas have grown by is mapped.
     Status exchange(CallKind kind, Arena& arena, const std::function<void(int dest, uint8_t* body)>& fill);
     const uint8_t* received(int source) const;
+    uint64_t epoch() const { return epoch_; }  // of the last exchange: the same number on all ranks
     // After rows were stored to `dest`: makes them visible to its wait_done(). Once an exchange.
     void tell_done(int dest);
     Status wait_done(CallKind kind, Arena& arena);
@@ -52,13 +53,13 @@ class Control {
  private:
     ControlBlock* block(int i) const { return blocks_[static_cast<size_t>(i)]; }
     Status wait(int source, const uint64_t* word, uint64_t value, const char* what);
-    Status map_slabs(int source, uint32_t n_slabs);
+    Status map_slabs(int source, uint32_t n_slabs, GpuRuntime* gpu);
 
     const Domain domain_;
     SharedSlab own_;
     std::vector<SharedSlab> peers_;
     std::vector<ControlBlock*> blocks_;
-    std::vector<std::vector<SharedSlab>> arenas_;  // [rank of the domain]; empty for the own
+    std::vector<std::vector<ArenaMemory>> arenas_;  // [rank of the domain]; empty for the own
     uint64_t epoch_ = 0;          // exchanges that this rank has begun
     uint64_t barriers_ = 0;
     uint32_t told_slabs_ = 0;     // of the own arena, in the last exchange

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the GPU executor needs of CUDA: memory of one GPU that peers map, the kernels, and launches on the caller's stream.
-// Through the driver API, which is loaded at run time. Has not run on a GPU yet.
+// Through the driver API, which is loaded at run time.
 #pragma once
 
 #include <memory>
@@ -31,8 +31,18 @@ class GpuBlock {
     const GpuRuntime* runtime_ = nullptr;
     cuda::DevicePtr addr_ = 0;
     size_t bytes_ = 0;
-    bool is_peers_ = false;
+    enum class Kind : uint8_t { kOwn, kMapped, kSameProcess } kind_ = Kind::kOwn;
 };
+
+// How a peer finds a block: by CUDA's handle in another process, by its address in the same one.
+struct GpuShare {
+    cuda::IpcHandle handle;
+    uint64_t process = 0;  // drawn at random once a process
+    uint64_t context = 0;
+    uint64_t address = 0;
+    uint64_t bytes = 0;
+};
+static_assert(sizeof(GpuShare) == 96, "it travels between processes");
 
 class GpuRuntime {
    public:
@@ -42,11 +52,12 @@ class GpuRuntime {
     GpuRuntime(const GpuRuntime&) = delete;
     GpuRuntime& operator=(const GpuRuntime&) = delete;
 
-    // Zeroed, and alone in its allocation. Waits for the zeroing. `what` names it in errors.
+    // Alone in its allocation. `what` names it in errors. The first waits until it is all zeroes.
     Status allocate(size_t bytes, const char* what, GpuBlock* block);
-    Status share(const GpuBlock& block, cuda::IpcHandle* handle) const;
-    // A peer's block, which has `bytes`. CUDA refuses handles of the same process.
-    Status open_shared(const cuda::IpcHandle& handle, size_t bytes, GpuBlock* block) const;
+    Status allocate_as_it_is(size_t bytes, const char* what, GpuBlock* block);
+    Status share(const GpuBlock& block, GpuShare* share) const;
+    // A peer's block, which outlives this one where the peer is of this process.
+    Status open_shared(const GpuShare& share, GpuBlock* block) const;
 
     // A cubin, copied; several may be loaded. Its kernels are looked up now: CUDA may load one lazily, and then waits for
     // kernels that run.
@@ -56,17 +67,19 @@ class GpuRuntime {
     Status launch(const char* symbol, const char* what, uint32_t blocks, uint32_t threads, const void* parameter);
     uint32_t multiprocessors() const { return multiprocessors_; }
 
-    // All that was launched on the stream has ended. kTimeout: something runs on; nothing of it is freed then.
+    // All that was launched, on whatever stream, has ended. kTimeout: something runs on; nothing of it is freed then.
     Status wait(const char* what);
+    Status look(const char* what) const;  // whether the stream's work has failed; waits for nothing
     Status write(void* gpu, const void* host, size_t bytes);  // both wait
     Status read(void* host, const void* gpu, size_t bytes);
-    Status fill_host(size_t bytes, void** host, void** gpu);  // pinned, zeroed; one such block a runtime
+    Status fill_host(size_t bytes, void** host, void** gpu);  // pinned, zeroed, until the runtime ends
 
    private:
     friend class GpuBlock;
     GpuRuntime() = default;
     Status named(cuda::Result result, const std::string& what, const char* hint = nullptr) const;
     Status zero(cuda::DevicePtr addr, size_t bytes);
+    void is_busy(cuda::Stream stream);
 
     const cuda::Driver* driver_ = nullptr;
     cuda::Context context_ = nullptr;
@@ -75,7 +88,8 @@ class GpuRuntime {
     uint32_t multiprocessors_ = 0;
     int64_t timeout_ms_ = 0;
     bool is_stuck_ = false;
-    void* pinned_ = nullptr;
+    std::vector<cuda::Stream> busy_;  // streams that were given work since the last wait
+    std::vector<void*> pinned_;
     std::vector<cuda::Module> modules_;
     std::vector<std::pair<std::string, cuda::Function>> functions_;
     std::vector<std::vector<uint8_t>> images_;

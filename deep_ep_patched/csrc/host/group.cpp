@@ -22,6 +22,8 @@ Group::Group(const ep_options& options)
     : options_(options), domain_(domain_of(options)), control_(domain_), masks_(static_cast<size_t>(options.n_ranks)) {}
 
 Group::~Group() {
+    if (gpu_normal_)
+        if (Status ended = gpu_normal_->wait(); !ended.ok()) EFA_LOG(kWarn, "ep", "%s", ended.message());
     low_latency_.reset();
     network_.reset();
     control_.leave();
@@ -44,6 +46,7 @@ Status Group::forgive(int rank, Status late) {
 
 Status Group::barrier() {
     EFA_TRY(check_usable());
+    if (gpu_normal_) EFA_TRY(breaks(gpu_normal_->wait()));
     if (low_latency_) EFA_TRY(breaks(low_latency_->before_barrier()));
     EFA_TRY(breaks(control_.barrier([this](int i) { return is_masked(domain_.rank_of(i)); },
                                     [this](int i, Status late) { return forgive(domain_.rank_of(i), std::move(late)); })));

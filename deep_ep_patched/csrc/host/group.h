@@ -11,6 +11,7 @@
 #include "arena.h"
 #include "control.h"
 #include "ep_api.h"
+#include "gpu_normal.h"
 #include "gpu_runtime.h"
 #include "network.h"
 #include "workers.h"
@@ -48,6 +49,8 @@ class Group {
     Workers& workers() { return *workers_; }
     Network* network() { return network_.get(); }  // null when the group has none
     GpuRuntime* gpu() { return gpu_.get(); }       // null: CPU threads do the work
+    bool is_on_gpu() const { return gpu_ != nullptr; }
+    GpuNormal* gpu_normal() { return gpu_normal_.get(); }  // null without a gpu()
     // The symmetric buffer of a rank of this domain, mapped here; null for other ranks, and without a network.
     uint8_t* peer_buffer(int rank) const;
     std::unique_ptr<ModeState>& low_latency() { return low_latency_; }
@@ -75,17 +78,19 @@ class Group {
  private:
     explicit Group(const ep_options& options);
     Status open_parts();
+    Status fill_card(struct Card* card) const;
     Status map_parts(const std::vector<struct Card>& cards);
     Status connect(const Bootstrap& bootstrap);
 
     const ep_options options_;
     const Domain domain_;
+    std::unique_ptr<GpuRuntime> gpu_;  // outlives all GPU memory
     Arena arena_;
     Control control_;
     std::unique_ptr<Workers> workers_;
-    std::unique_ptr<GpuRuntime> gpu_;  // outlives all GPU memory
-    std::vector<GpuBlock> peer_blocks_;     // the same, of peers' GPUs
+    std::unique_ptr<GpuNormal> gpu_normal_;
     std::vector<SharedSlab> peer_buffers_;  // [rank of the domain]; outlive the low-latency state
+    std::vector<GpuBlock> peer_blocks_;     // the same, of peers' GPUs
     std::unique_ptr<Network> network_;
     std::vector<std::atomic<int32_t>> masks_;
     std::string broken_;  // the first error of a collective call

@@ -18,7 +18,7 @@ struct Card {
     uint32_t version = 0;
     ep_options options = {};
     SlabName control = {}, buffer = {};
-    cuda::IpcHandle gpu_buffer;
+    GpuShare gpu_buffer, gpu_flags;
     uint64_t buffer_bytes = 0;
     int32_t error_code = 0;
     char error[512] = {};
@@ -27,7 +27,7 @@ struct Card {
 namespace {
 
 constexpr uint32_t kCardMagic = 0x44524345;  // "ECRD"
-constexpr uint32_t kCardVersion = 2;
+constexpr uint32_t kCardVersion = 3;
 constexpr int32_t kRanksMax = 1024;
 constexpr int64_t kTimeoutMaxMs = 86400000;
 
@@ -98,6 +98,9 @@ Status check_card(const Card& card, const ep_options& own, int rank) {
     return Status();
 }
 
+bool has_normal_mode(const ep_options& options) {
+    return options.nvlink_ranks == options.n_ranks && options.n_ranks >= 2 && options.n_ranks <= kNormalRanksMax;
+}
 bool needs_network(const ep_options& options) { return options.low_latency || options.nvlink_ranks < options.n_ranks; }
 
 }  // namespace
@@ -130,10 +133,22 @@ Status Group::open_parts() {
     EFA_TRY(check_options(options_));
     workers_ = std::make_unique<Workers>(options_.workers);
     EFA_TRY(control_.create());
-    if (options_.executor == EP_EXECUTOR_GPU) EFA_TRY(GpuRuntime::open(options_.timeout_ms, &gpu_));
-    if (!gpu_) EFA_TRY(arena_.open(static_cast<size_t>(options_.nvl_bytes)));
+    if (options_.executor == EP_EXECUTOR_GPU) {
+        EFA_TRY(GpuRuntime::open(options_.timeout_ms, &gpu_));
+        EFA_TRY(GpuNormal::create(*gpu_, options_, &gpu_normal_));
+    }
+    EFA_TRY(arena_.open(static_cast<size_t>(options_.nvl_bytes), gpu_.get()));
     if (!needs_network(options_)) return Status();
     return Network::open(options_, domain_.n_ranks > 1, gpu_.get(), &network_).with_context("network");
+}
+
+Status Group::fill_card(Card* card) const {
+    card->control = control_.name();
+    if (gpu_normal_ && has_normal_mode(options_)) EFA_TRY(gpu_->share(gpu_normal_->flags(), &card->gpu_flags));
+    if (!network_) return Status();
+    card->buffer_bytes = gpu_ ? network_->block().bytes() : network_->slab().bytes();
+    if (!gpu_) card->buffer = network_->slab().name();
+    return gpu_ && domain_.n_ranks > 1 ? gpu_->share(network_->block(), &card->gpu_buffer) : Status();
 }
 
 Status Group::map_parts(const std::vector<Card>& cards) {
@@ -144,14 +159,14 @@ Status Group::map_parts(const std::vector<Card>& cards) {
         const int rank = domain_.rank_of(i);
         const Card& card = cards[static_cast<size_t>(rank)];
         names.push_back(card.control);
+        if (gpu_normal_ && has_normal_mode(options_) && rank != options_.rank) EFA_TRY(gpu_normal_->map_peer(rank, card.gpu_flags));
         if (!network_ || rank == options_.rank) continue;
         const uint64_t own_bytes = gpu_ ? network_->block().bytes() : network_->slab().bytes();
         if (card.buffer_bytes != own_bytes)
             return differs("the symmetric buffer's size", rank, static_cast<int64_t>(card.buffer_bytes), options_.rank,
                            static_cast<int64_t>(own_bytes));
         if (gpu_) {
-            EFA_TRY(gpu_->open_shared(card.gpu_buffer, card.buffer_bytes, &peer_blocks_[static_cast<size_t>(i)])
-                        .with_context("rank " + std::to_string(rank)));
+            EFA_TRY(gpu_->open_shared(card.gpu_buffer, &peer_blocks_[static_cast<size_t>(i)]).with_context("rank " + std::to_string(rank)));
             continue;
         }
         EFA_TRY(SharedSlab::open(card.buffer, card.buffer_bytes, "the symmetric buffer", &peer_buffers_[static_cast<size_t>(i)])
@@ -186,16 +201,7 @@ Status Group::open(const ep_options& options, ep_allgather allgather, void* cont
         made.reset(new Group(options));
         opened = made->open_parts();
     }
-    if (opened.ok()) {
-        own.control = made->control_.name();
-        if (made->network_ && made->gpu_) {
-            own.buffer_bytes = made->network_->block().bytes();
-            if (made->domain_.n_ranks > 1) opened = made->gpu_->share(made->network_->block(), &own.gpu_buffer);
-        } else if (made->network_) {
-            own.buffer = made->network_->slab().name();
-            own.buffer_bytes = made->network_->slab().bytes();
-        }
-    }
+    if (opened.ok()) opened = made->fill_card(&own);
     own.error_code = static_cast<int32_t>(opened.code());
     std::snprintf(own.error, sizeof own.error, "%s", opened.message());
     std::vector<Card> cards(static_cast<size_t>(options.n_ranks));

@@ -59,7 +59,7 @@ Status check_same(const char* what, int64_t own, int own_rank, int64_t theirs, i
                          static_cast<long long>(theirs), rank, static_cast<long long>(own), own_rank);
 }
 
-Status check_layout(const ep_layout_args& args) {
+Status check_layout_sizes(const ep_layout_args& args) {
     EFA_TRY(in_range("n_tokens", args.n_tokens, 0, INT32_MAX));
     EFA_TRY(in_range("n_topk", args.n_topk, 1, kTopkMax));
     EFA_TRY(in_range("n_ranks", args.n_ranks, 1, 1024));
@@ -67,7 +67,11 @@ Status check_layout(const ep_layout_args& args) {
     EFA_TRY(there("topk_idx", args.topk_idx, args.n_tokens));
     EFA_TRY(there("tokens_per_rank", args.tokens_per_rank, 1));
     EFA_TRY(there("tokens_per_expert", args.tokens_per_expert, 1));
-    EFA_TRY(there("is_token_in_rank", args.is_token_in_rank, args.n_tokens));
+    return there("is_token_in_rank", args.is_token_in_rank, args.n_tokens);
+}
+
+Status check_layout(const ep_layout_args& args) {
+    EFA_TRY(check_layout_sizes(args));
     return check_choices(args.topk_idx, args.n_tokens, args.n_topk, args.n_experts);
 }
 
@@ -91,6 +95,7 @@ Status check_matrix(const SentTokens& sent, const Group& group) {
     if (sent.n_recv != matrix.total(group.rank()))
         return Status::error(Code::kInvalidArgument, "n_recv is what ep_notify() said", "n_recv is %d, the rank_prefix_matrix says %d", sent.n_recv,
                              matrix.total(group.rank()));
+    if (group.is_on_gpu()) return Status();  // the rest lies there, and its kernels look at what they use
     for (int to = 0; to < n_ranks; ++to) EFA_TRY(check_sent_to(sent, n_ranks, to, matrix.count(group.rank(), to)));
     return Status();
 }
@@ -109,6 +114,7 @@ Status check_notify(const ep_notify_args& args, const Group& group) {
     EFA_TRY(there("channel_prefix_matrix", args.channel_prefix_matrix, 1));
     EFA_TRY(there("send_head", args.send_head, args.n_tokens));
     EFA_TRY(there("recv_tokens_per_expert", args.recv_tokens_per_expert, 1));
+    if (group.is_on_gpu()) return Status();  // counts are looked at when they have come from there
     for (int expert = 0; expert < args.n_experts; ++expert) {
         if (args.tokens_per_expert[expert] < 0)
             return Status::error(Code::kInvalidArgument, nullptr, "tokens_per_expert[%d] is %d", expert, args.tokens_per_expert[expert]);
@@ -126,6 +132,8 @@ Status check_dispatch_sizes(const ep_dispatch_args& args) {
         return Status::error(Code::kInvalidArgument, "H times the element's size must be a multiple of 16", "row_bytes is %d", args.row_bytes);
     EFA_TRY(check_scales(args));
     EFA_TRY(in_range("n_topk", args.n_topk, 0, kTopkMax));
+    EFA_TRY(in_range("n_ranks", args.n_ranks, 2, kNormalRanksMax));
+    EFA_TRY(in_range("n_channels", args.n_channels, 1, kChannelsMax));
     EFA_TRY(in_range("n_worst", args.n_worst, 0, INT32_MAX));
     if (args.n_worst != 0 && args.n_worst < args.n_recv)
         return Status::error(Code::kInvalidArgument, "take the sum of all ranks' tokens", "n_worst is %d; this rank receives %d tokens", args.n_worst,
@@ -136,18 +144,17 @@ Status check_dispatch_sizes(const ep_dispatch_args& args) {
 Status check_dispatch(const ep_dispatch_args& args, const Group& group) {
     EFA_TRY(check_dispatch_sizes(args));
     const int32_t n_ranks = group.n_ranks();
-    EFA_TRY(in_range("n_channels", args.n_channels, 1, kChannelsMax));
+    EFA_TRY(in_range("n_ranks", args.n_ranks, n_ranks, n_ranks));
     EFA_TRY(there("x", args.x, args.n_tokens));
     EFA_TRY(there("is_token_in_rank", args.is_token_in_rank, args.n_tokens));
     EFA_TRY(there("send_head", args.send_head, args.n_tokens));
     EFA_TRY(there("rank_prefix_matrix", args.rank_prefix_matrix, 1));
     EFA_TRY(there("channel_prefix_matrix", args.channel_prefix_matrix, 1));
-    EFA_TRY(there("recv_channel_prefix_matrix", args.recv_channel_prefix_matrix, 1));
     if (args.n_topk > 0) {
         EFA_TRY(check_experts(args.n_experts, n_ranks));
         EFA_TRY(there("topk_idx", args.topk_idx, args.n_tokens));
         EFA_TRY(there("topk_weights", args.topk_weights, args.n_tokens));
-        EFA_TRY(check_choices(args.topk_idx, args.n_tokens, args.n_topk, args.n_experts));
+        if (!group.is_on_gpu()) EFA_TRY(check_choices(args.topk_idx, args.n_tokens, args.n_topk, args.n_experts));
     }
     return check_matrix({args.rank_prefix_matrix, args.is_token_in_rank, args.send_head, args.n_tokens, args.n_recv}, group);
 }
@@ -159,6 +166,7 @@ Status check_combine(const ep_combine_args& args, const Group& group) {
     if (args.hidden % 8 != 0)
         return Status::error(Code::kInvalidArgument, "a row of bf16 must be a multiple of 16 bytes", "hidden is %d, not a multiple of 8", args.hidden);
     EFA_TRY(in_range("n_topk", args.n_topk, 0, kTopkMax));
+    if (group.is_on_gpu()) EFA_TRY(in_range("n_sms", args.n_sms, 1, 2 * kChannelsMax));
     EFA_TRY(there("x", args.x, args.n_recv));
     EFA_TRY(there("topk_weights", args.topk_weights, static_cast<int64_t>(args.n_topk) * args.n_recv));
     EFA_TRY(there("is_token_in_rank", args.is_token_in_rank, args.n_tokens));

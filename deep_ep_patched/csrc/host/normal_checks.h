@@ -10,6 +10,7 @@
 
 namespace nvshmem_efa::ep {
 
+Status check_layout_sizes(const ep_layout_args& args);  // of arrays that lie on a GPU
 Status check_layout(const ep_layout_args& args);
 Status check_normal_group(Group& group);  // one NVLink domain of 2 to 8 ranks
 Status check_notify(const ep_notify_args& args, const Group& group);

@@ -10,7 +10,8 @@ using namespace nvshmem_efa::ep;
 
 namespace {
 
-// Where other ranks put this rank's rows. Given back only after a good end: else somebody may write to it yet.
+// Where other ranks put this rank's rows. Given back only after a good end: else somebody may write to it yet. On a GPU
+// that is when the kernel is in the stream: nobody writes to the block again before this stream's next kernel says so.
 struct Staging {
     Place place = {};
     void* block = nullptr;
@@ -45,8 +46,8 @@ Status check_record(const CombineRecord& own, int own_rank, const CombineRecord&
     return Status::error(Code::kProtocol, "run one version of this library on all ranks", "rank %d has another idea of its rows", rank);
 }
 
-// The rows that this rank got from `source`, back to it.
-Status return_to(Group& group, const ep_combine_args& args, const CombineRecord& own, int source) {
+// How the rows that this rank got from `source` go back to it.
+Status make_return_view(Group& group, const ep_combine_args& args, const CombineRecord& own, int source, ReturnView* made) {
     const PrefixMatrix matrix{args.rank_prefix_matrix, group.n_ranks()};
     CombineRecord record;
     std::memcpy(&record, group.control().received(source), sizeof record);
@@ -55,7 +56,8 @@ Status return_to(Group& group, const ep_combine_args& args, const CombineRecord&
     EFA_TRY(group.control().locate(source, record.place, staging_bytes(record.n_rows, record.hidden, record.n_topk), group.arena(), &staging));
     const int64_t row_bytes = static_cast<int64_t>(args.hidden) * 2;
     const int64_t first = matrix.begin(source, group.rank()), there = matrix.staged_begin(source, group.rank());
-    ReturnView view = {};
+    ReturnView& view = *made;
+    view = {};
     view.row_bytes = row_bytes;
     view.n_topk = args.n_topk;
     view.n_rows = matrix.count(source, group.rank());
@@ -64,7 +66,6 @@ Status return_to(Group& group, const ep_combine_args& args, const CombineRecord&
     view.to_x = staging + there * row_bytes;
     if (args.n_topk) view.weights = args.topk_weights + first * args.n_topk;
     view.to_weights = reinterpret_cast<float*>(staging + record.weights_at) + there * args.n_topk;
-    group.workers().split(view.n_rows, [&](int64_t from, int64_t to) { return_rows(OneLane{}, view, from, to); });
     return Status();
 }
 
@@ -103,13 +104,18 @@ Status combine(Group& group, const ep_combine_args& args, const Staging& staging
     own.place = staging.place;
     own.weights_at = staging.weights_at;
     EFA_TRY(group.control().exchange(CallKind::kCombine, group.arena(), [&](int, uint8_t* body) { std::memcpy(body, &own, sizeof own); }));
+    const ReduceView view = reduce_view(group, args, staging);
+    ReturnView returns[kNormalRanksMax] = {};
+    for (int source = 0; source < group.n_ranks(); ++source)
+        if (source != group.rank()) EFA_TRY(make_return_view(group, args, own, source, &returns[source]));
+    if (GpuNormal* gpu = group.gpu_normal()) return gpu->combine(args, returns, view, group.control().epoch());
     for (int i = 1; i < group.n_ranks(); ++i) {  // from the next rank on, so that not all write to one first
         const int source = (group.rank() + i) % group.n_ranks();
-        EFA_TRY(return_to(group, args, own, source));
+        const ReturnView& back = returns[source];
+        group.workers().split(back.n_rows, [&](int64_t from, int64_t to) { return_rows(OneLane{}, back, from, to); });
         group.control().tell_done(source);
     }
     EFA_TRY(group.control().wait_done(CallKind::kCombine, group.arena()));
-    const ReduceView view = reduce_view(group, args, staging);
     group.workers().split(args.n_tokens, [&](int64_t from, int64_t to) {
         for (int64_t token = from; token < to; ++token) reduce_token(OneLane{}, view, token);
     });

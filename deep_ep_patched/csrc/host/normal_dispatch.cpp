@@ -15,7 +15,7 @@ namespace {
 int32_t rows_of(const ep_dispatch_args& args) { return args.n_worst ? args.n_worst : args.n_recv; }
 
 DispatchParts parts_of(const ep_dispatch_args& args) {
-    return dispatch_parts(rows_of(args), args.row_bytes, args.n_scales, args.n_topk);
+    return dispatch_parts({rows_of(args), args.row_bytes, args.n_scales, args.n_topk, args.n_ranks, args.n_channels});
 }
 
 // By numbers, as the block may be null.
@@ -30,6 +30,7 @@ void place_parts(ep_dispatch_args& args, const DispatchParts& parts) {
     point(args.recv_topk_idx, args.recv_block, parts.topk_idx);
     point(args.recv_topk_weights, args.recv_block, parts.topk_weights);
     point(args.recv_src_idx, args.recv_block, parts.src_idx);
+    point(args.recv_channel_prefix_matrix, args.recv_block, parts.channels);
     if (args.n_scales == 0) args.recv_scales = nullptr;
     if (args.n_topk == 0) args.recv_topk_idx = nullptr;
     if (args.n_topk == 0) args.recv_topk_weights = nullptr;
@@ -79,11 +80,14 @@ Status make_view(Group& group, const ep_dispatch_args& args, const DispatchRecor
     view->topk_weights = args.topk_weights;
     view->is_token_in_rank = args.is_token_in_rank;
     view->send_head = args.send_head;
+    view->channel_prefix_matrix = args.channel_prefix_matrix;
+    view->n_channels = args.n_channels;
     for (int rank = 0; rank < group.n_ranks(); ++rank) {
         DispatchRecord record;
         std::memcpy(&record, group.control().received(rank), sizeof record);
         EFA_TRY(check_record(own, group.rank(), record, rank, matrix.total(rank)));
-        const DispatchParts parts = dispatch_parts(record.n_rows, record.row_bytes, record.n_scales, record.n_topk);
+        const DispatchParts parts =
+            dispatch_parts({record.n_rows, record.row_bytes, record.n_scales, record.n_topk, group.n_ranks(), record.n_channels});
         uint8_t* block = nullptr;
         EFA_TRY(group.control().locate(rank, record.place, parts.bytes, group.arena(), &block));
         DispatchPeer& peer = view->peers[rank];
@@ -92,27 +96,19 @@ Status make_view(Group& group, const ep_dispatch_args& args, const DispatchRecor
         peer.topk_idx = reinterpret_cast<int64_t*>(block + parts.topk_idx);
         peer.topk_weights = reinterpret_cast<float*>(block + parts.topk_weights);
         peer.src_idx = reinterpret_cast<int32_t*>(block + parts.src_idx);
+        peer.channels = reinterpret_cast<int32_t*>(block + parts.channels) + static_cast<int64_t>(group.rank()) * record.n_channels;
         peer.begin = matrix.begin(group.rank(), rank);
     }
     return Status();
 }
 
-// Where each channel of ours starts inside our rows at `dest`, which has no use for the end of the last.
-void fill_record(const ep_dispatch_args& args, const DispatchRecord& record, int dest, uint8_t* body) {
-    std::memcpy(body, &record, sizeof record);
-    auto* const starts = reinterpret_cast<int32_t*>(body + sizeof record);
-    const int32_t* const ends = args.channel_prefix_matrix + static_cast<int64_t>(dest) * args.n_channels;
-    for (int32_t channel = 0; channel < args.n_channels; ++channel) starts[channel] = channel == 0 ? 0 : ends[channel - 1];
-}
-
 Status dispatch(Group& group, ep_dispatch_args& args, const Place& place) {
     const DispatchRecord own = record_of(args, {args.rank_prefix_matrix, group.n_ranks()}, place);
-    EFA_TRY(group.control().exchange(CallKind::kDispatch, group.arena(), [&](int dest, uint8_t* body) { fill_record(args, own, dest, body); }));
+    EFA_TRY(group.control().exchange(CallKind::kDispatch, group.arena(), [&](int, uint8_t* body) { std::memcpy(body, &own, sizeof own); }));
     DispatchView view;
     EFA_TRY(make_view(group, args, own, &view));
-    for (int source = 0; source < group.n_ranks(); ++source)
-        std::memcpy(args.recv_channel_prefix_matrix + static_cast<int64_t>(source) * args.n_channels,
-                    group.control().received(source) + sizeof(DispatchRecord), static_cast<size_t>(args.n_channels) * sizeof(int32_t));
+    if (GpuNormal* gpu = group.gpu_normal()) return gpu->dispatch(args, view, group.control().epoch());
+    for (int rank = 0; rank < group.n_ranks(); ++rank) dispatch_channel_starts(OneLane{}, view, rank);
     group.workers().split(args.n_tokens, [&](int64_t from, int64_t to) {
         for (int64_t token = from; token < to; ++token) dispatch_token(OneLane{}, view, token);
     });

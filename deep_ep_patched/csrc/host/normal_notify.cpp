@@ -30,14 +30,37 @@ void number_own_tokens(Group& group, const ep_notify_args& args) {
     });
 }
 
+// What this rank sends: where the counts lie on the CPU.
+struct OwnCounts {
+    const int32_t* per_rank;
+    const int32_t* per_expert;
+};
+
+// On a GPU a kernel numbers the tokens and tells the counts.
+Status count_on_gpu(GpuNormal& gpu, const ep_notify_args& args, int n_ranks, OwnCounts* own) {
+    const NormalCounts* counts = nullptr;
+    EFA_TRY(gpu.count(args, &counts));
+    for (int rank = 0; rank < n_ranks; ++rank)
+        if (counts->counted[rank] != counts->tokens_per_rank[rank])
+            return Status::error(Code::kInvalidArgument, "both come from one layout", "is_token_in_rank sends %d tokens to rank %d, the counts say %d",
+                                 counts->counted[rank], rank, counts->tokens_per_rank[rank]);
+    for (int expert = 0; expert < args.n_experts; ++expert)
+        if (counts->tokens_per_expert[expert] < 0)
+            return Status::error(Code::kInvalidArgument, nullptr, "tokens_per_expert[%d] is %d", expert, counts->tokens_per_expert[expert]);
+    *own = {counts->tokens_per_rank, counts->tokens_per_expert};
+    return Status();
+}
+
 Status notify(Group& group, ep_notify_args& args) {
     const int n_ranks = group.n_ranks();
     const int32_t n_local = args.n_experts / n_ranks;
+    OwnCounts own = {args.tokens_per_rank, args.tokens_per_expert};
+    if (GpuNormal* gpu = group.gpu_normal()) EFA_TRY(count_on_gpu(*gpu, args, n_ranks, &own));
     EFA_TRY(group.control().exchange(CallKind::kNotify, group.arena(), [&](int dest, uint8_t* body) {
         NotifyRecord record = {args.n_experts, args.n_channels, {}};
-        std::memcpy(record.tokens_per_rank, args.tokens_per_rank, static_cast<size_t>(n_ranks) * sizeof(int32_t));
+        std::memcpy(record.tokens_per_rank, own.per_rank, static_cast<size_t>(n_ranks) * sizeof(int32_t));
         std::memcpy(body, &record, sizeof record);
-        std::memcpy(body + sizeof record, args.tokens_per_expert + static_cast<int64_t>(dest) * n_local, static_cast<size_t>(n_local) * 4);
+        std::memcpy(body + sizeof record, own.per_expert + static_cast<int64_t>(dest) * n_local, static_cast<size_t>(n_local) * 4);
     }));
     for (int32_t expert = 0; expert < n_local; ++expert) args.recv_tokens_per_expert[expert] = 0;
     for (int source = 0; source < n_ranks; ++source) {
@@ -57,7 +80,7 @@ Status notify(Group& group, ep_notify_args& args) {
         n = (n + args.expert_alignment - 1) / args.expert_alignment * args.expert_alignment;
     }
     args.n_recv = args.rank_prefix_matrix[(n_ranks - 1) * n_ranks + group.rank()];
-    number_own_tokens(group, args);
+    if (!group.is_on_gpu()) number_own_tokens(group, args);
     return Status();
 }
 
@@ -81,6 +104,17 @@ int ep_layout(const ep_layout_args* args) {
     return guarded("ep_layout", [&] {
         EFA_TRY(check_args(args, "ep_layout_args"));
         return layout(*args);
+    });
+}
+
+int ep_gpu_layout(ep_group* of, const ep_layout_args* args) {
+    return guarded("ep_gpu_layout", [&] {
+        EFA_TRY(check_group(of));
+        EFA_TRY(check_args(args, "ep_layout_args"));
+        EFA_TRY(check_layout_sizes(*args));
+        GpuNormal* const gpu = of->group->gpu_normal();
+        if (!gpu) return Status::error(Code::kInvalidArgument, "ep_layout() works on the CPU", "this group has no GPU");
+        return gpu->layout(*args);
     });
 }
 

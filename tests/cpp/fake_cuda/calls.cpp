@@ -188,10 +188,12 @@ FAKE_EXPORT int cuModuleGetGlobal_v2(uint64_t* addr, size_t* bytes, void* module
 FAKE_EXPORT int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void* stream,
                                void** parameters, void**) {
     ENTER_CONTEXT("cuLaunchKernel");
-    void* parameter = *static_cast<void**>(parameters[0]);
-    static_cast<Stream*>(stream)->push([parameter] {
+    void* pointer = *static_cast<void**>(parameters[0]);
+    const uint8_t* const first = static_cast<const uint8_t*>(parameters[0]);
+    std::vector<uint8_t> all(first, first + state().kernel_bytes);
+    static_cast<Stream*>(stream)->push([pointer, all]() mutable {
         while (state().is_full) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-        if (auto* run = state().kernel.load()) run(parameter);
+        if (auto* run = state().kernel.load()) run(all.empty() ? pointer : all.data());
     });
     return 0;
 }

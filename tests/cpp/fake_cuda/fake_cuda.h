@@ -32,6 +32,8 @@ int fake_cuda_host_flags(const void* memory);  // of the registration that holds
 
 // What a launched kernel does, on its stream's thread; parameters as passed to cuLaunchKernel (one pointer).
 void fake_cuda_kernel(void (*run)(void* parameter));
+// The same for kernels whose one parameter is a struct of `bytes`: a copy of it, of the launch.
+void fake_cuda_kernel_of(size_t bytes, void (*run)(void* parameter));
 
 // `module` has a global variable of that name and place.
 void fake_cuda_module_global(void* module, const char* name, uint64_t addr, size_t bytes);

@@ -159,7 +159,8 @@ FAKE_EXPORT void fake_cuda_gpu_full(int full) { state().is_full = full != 0; }
 FAKE_EXPORT void fake_cuda_old_driver(int old) { state().is_old = old != 0; }
 FAKE_EXPORT uint64_t fake_cuda_same_device_copies() { return state().same_device_copies; }
 FAKE_EXPORT void fake_cuda_map_host_at(uint64_t distance) { state().mapped_at = distance; }
-FAKE_EXPORT void fake_cuda_kernel(void (*run)(void*)) { state().kernel = run; }
+FAKE_EXPORT void fake_cuda_kernel_of(size_t bytes, void (*run)(void*)) { state().kernel_bytes = bytes, state().kernel = run; }
+FAKE_EXPORT void fake_cuda_kernel(void (*run)(void*)) { fake_cuda_kernel_of(0, run); }
 FAKE_EXPORT void fake_cuda_module_global(void* module, const char* name, uint64_t addr, size_t bytes) {
     std::lock_guard<std::mutex> guard(state().lock);
     state().globals[{module, name}] = {addr, bytes};

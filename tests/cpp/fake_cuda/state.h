@@ -69,6 +69,7 @@ struct State {
     std::atomic<uint64_t> same_device_copies{0};
     std::atomic<uint64_t> mapped_at{0};
     std::atomic<void (*)(void*)> kernel{nullptr};
+    std::atomic<size_t> kernel_bytes{0};  // of its parameter, where that is a struct
     std::atomic<int> device{0};
 };
 
