@@ -41,7 +41,7 @@ NVSHMEM_EFA_HD inline void dispatch_row_facts(const Lanes& lanes, const Dispatch
     const DispatchPeer& peer = view.peers[rank];
     for (int64_t s = lanes.rank(); s < view.n_scales; s += lanes.size()) {
         const uint32_t* const from = view.scales + token * view.scale_stride_token + s * view.scale_stride_value;
-        memcpy(peer.scales + (row * view.n_scales + s) * 4, from, 4);
+        memcpy(__builtin_assume_aligned(peer.scales + (row * view.n_scales + s) * 4, 4), from, 4);
     }
     const int64_t first = static_cast<int64_t>(rank) * view.n_local_experts;
     for (int k = static_cast<int>(lanes.rank()); k < view.n_topk; k += static_cast<int>(lanes.size())) {

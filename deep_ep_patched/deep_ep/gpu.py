@@ -42,16 +42,16 @@ class GpuMemory(Memory):
 
     def __init__(self, address: int, owner: _Bytes, device: torch.device) -> None:
         self.address = address
-        self._owner = owner
         self._device = device
+        self._all = torch.as_tensor(owner, device=device)  # keeps the owner, as every tensor over it does
 
     def tensor(self, address: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
         """A tensor whose first element lies at `address`, which is inside."""
         count = torch.Size(shape).numel()
         if count == 0:
             return torch.empty(tuple(shape), dtype=dtype, device=self._device)
-        flat = torch.as_tensor(self._owner, device=self._device)[address - self.address :]
-        return flat[: count * dtype.itemsize].view(dtype).view(tuple(shape))
+        first = address - self.address
+        return self._all[first : first + count * dtype.itemsize].view(dtype).view(tuple(shape))
 
 
 class GpuExchange(Exchange):
@@ -66,7 +66,9 @@ class GpuExchange(Exchange):
         self.device = current_device()
         self.comm_stream = torch.cuda.Stream(self.device, priority=-1)
         self._is_result_of_comm_stream = False
+        self._joint = torch.cuda.Event()  # of one stream's wait for another, over at once
         self._freed: list[torch.cuda.Event] = []
+        self._spare: list[torch.cuda.Event] = []
         images = _kernels(self.device)
         super().__init__(ranks, options)
         for image in images:
@@ -88,6 +90,7 @@ class GpuExchange(Exchange):
             freed, self._freed = self._freed, []
             for event in freed:
                 self.comm_stream.wait_event(event)
+            self._spare += freed
             super().call("ep_use_stream", self.comm_stream.cuda_stream)
         super().call(name, *arguments)
 
@@ -95,14 +98,14 @@ class GpuExchange(Exchange):
         """As Exchange.begin(): waits are the stream's, not the caller's."""
         self._is_result_of_comm_stream = previous is not None
         if previous is None:
-            self.comm_stream.wait_stream(torch.cuda.current_stream(self.device))
+            self._wait(self.comm_stream, torch.cuda.current_stream(self.device))
         else:
             previous.stream_wait(self.comm_stream)
 
     def finish(self, is_async: bool, *tensors: object) -> EventOverlap:
         """As Exchange.finish(): the current stream waits for the work, or an event stands for it."""
         if not is_async:
-            torch.cuda.current_stream(self.device).wait_stream(self.comm_stream)
+            self._wait(torch.cuda.current_stream(self.device), self.comm_stream)
             return EventOverlap()
         for tensor in _flat(tensors):
             tensor.record_stream(self.comm_stream)
@@ -135,10 +138,14 @@ class GpuExchange(Exchange):
 
     def _take_back(self, block: int | None) -> None:
         if block is not None and self._is_open:
-            event = torch.cuda.Event()
+            event = self._spare.pop() if self._spare else torch.cuda.Event()
             event.record(torch.cuda.current_stream(self.device))
             self._freed.append(event)
         super()._take_back(block)
+
+    def _wait(self, later: torch.cuda.Stream, earlier: torch.cuda.Stream) -> None:
+        self._joint.record(earlier)
+        later.wait_event(self._joint)
 
     def _lend(self, address: int, n_bytes: int, is_block: bool) -> Memory:
         owner = _Bytes(address, n_bytes)

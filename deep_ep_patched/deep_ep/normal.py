@@ -120,7 +120,7 @@ class NormalMode(Mode):
                 raise ValueError(f"num_worst_tokens is {n_worst}, must be 0 with a handle")
             route, _ = self._route_of(handle, rows.shape[0], channels)
             sent = _Sent(rows, scales, None, None, 0, channels, 0)
-            recv_x, recv_scales, *_ = self._send(sent, route)
+            recv_x, recv_scales, *_ = self._send(sent, route, is_cached=True)
             data = recv_x if recv_scales is None else (recv_x, recv_scales)
             event = self._exchange.finish(async_finish, data, rows, scales, handle)
             return data, None, None, None, None, event
@@ -300,8 +300,11 @@ class NormalMode(Mode):
         n_recv = int(host[n_ranks - 1, self.rank])
         return _Route(matrix, host, kept, in_rank, send_head, n_recv), int(src_idx.numel())
 
-    def _send(self, sent: _Sent, route: _Route) -> tuple[Any, ...]:
-        """The exchange itself: (recv_x, scales, topk_idx, topk_weights, source indices, channel prefixes)."""
+    def _send(self, sent: _Sent, route: _Route, is_cached: bool = False) -> tuple[Any, ...]:
+        """The exchange itself: (recv_x, scales, topk_idx, topk_weights, source indices, channel prefixes).
+
+        By a handle nothing is new but the first two.
+        """
         x, scales = sent.x, sent.scales
         n_topk = 0 if sent.topk_idx is None else sent.topk_idx.shape[1]
         n_scales = 0 if scales is None else scales.shape[1]
@@ -315,13 +318,15 @@ class NormalMode(Mode):
             topk_weights=pointer(sent.topk_weights), is_token_in_rank=pointer(route.is_token_in_rank),
             send_head=pointer(route.send_head), rank_prefix_matrix=pointer(route.host_matrix),
             channel_prefix_matrix=pointer(route.channel_prefix_matrix),
-            rank_prefix_matrix_out=pointer(route.rank_prefix_matrix) if self.device.type != "cpu" else None,
+            rank_prefix_matrix_out=None if is_cached or self.device.type == "cpu" else pointer(route.rank_prefix_matrix),
         )  # fmt: skip
         block = self._place(arguments)
         self._exchange.call("ep_dispatch", byref(arguments))
         rows = sent.n_worst or route.n_recv
         recv_x = block.tensor(arguments.recv_x, x.dtype, (rows, x.shape[1]))
         recv_scales = None if scales is None else block.tensor(arguments.recv_scales, scales.dtype, (rows, n_scales))
+        if is_cached:
+            return recv_x, recv_scales
         recv_idx = block.tensor(arguments.recv_topk_idx, torch.int64, (rows, n_topk)) if n_topk else None
         weights = block.tensor(arguments.recv_topk_weights, torch.float32, (rows, n_topk)) if n_topk else None
         # Copies: a handle, which lives until the backward pass, must not keep the block of all rows.

@@ -9,6 +9,7 @@ namespace nvshmem_efa::ep {
 namespace {
 
 constexpr uint32_t kLookForGoneEvery = 64;  // turns of a wait
+constexpr uint32_t kSpinningTurns = 1u << 15;  // of a wait that spins, some hundred microseconds
 
 }  // namespace
 
@@ -55,7 +56,8 @@ Status Control::wait(int source, const uint64_t* word, uint64_t value, const cha
             return Status::error(Code::kTimeout, "is its process alive, and did it make the same calls? (timeout_ms)",
                                  "rank %d waited %llu ms for %s of rank %d", domain_.rank_of(domain_.index),
                                  static_cast<unsigned long long>(domain_.timeout_ms), what, domain_.rank_of(source));
-        deadline.relax();
+        if (domain_.is_spinning && turn < kSpinningTurns) order::pause();
+        else deadline.relax();
     }
     return Status();
 }
@@ -75,6 +77,7 @@ Status Control::exchange(CallKind kind, Arena& arena, const std::function<void(i
         fill(dest, record->body);
         flag_store(OneLane{}, &record->epoch, epoch_);  // pairs with wait() of this exchange at `dest`
     }
+    const uint64_t begin_ns = clock_ns();
     for (int i = 1; i <= domain_.n_ranks; ++i) {
         const int source = (domain_.index + i) % domain_.n_ranks;
         const ControlRecord* const record = control_record(block(domain_.index), domain_.n_ranks, epoch_, source);
@@ -85,6 +88,7 @@ Status Control::exchange(CallKind kind, Arena& arena, const std::function<void(i
                                  call_name(static_cast<CallKind>(record->kind)), domain_.rank_of(domain_.index), call_name(kind));
         EFA_TRY(map_slabs(source, record->n_slabs, arena.gpu()));
     }
+    waited_ns_ += clock_ns() - begin_ns;
     // Who sent this epoch has ended the last one, and with it mapped what was told there.
     arena.unlink(mapped_by_all);
     return Status();

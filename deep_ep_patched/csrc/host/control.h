@@ -22,6 +22,7 @@ struct Domain {
     int n_ranks = 1;
     int index = 0;  // this rank's, in it
     uint64_t timeout_ms = 0;
+    bool is_spinning = false;  // waits keep their processor for a while: other ranks' hosts are a few microseconds behind
     int rank_of(int i) const { return first + i; }
 };
 
@@ -37,6 +38,7 @@ class Control {
     // received(source) is that of each rank, until the exchange after the next; what peers' arenas have grown by is mapped.
     Status exchange(CallKind kind, Arena& arena, const std::function<void(int dest, uint8_t* body)>& fill);
     const uint8_t* received(int source) const;
+    uint64_t waited_ns() const { return waited_ns_; }  // in all exchanges, for other ranks' records
     uint64_t epoch() const { return epoch_; }  // of the last exchange: the same number on all ranks
     // After rows were stored to `dest`: makes them visible to its wait_done(). Once an exchange.
     void tell_done(int dest);
@@ -62,6 +64,7 @@ class Control {
     std::vector<std::vector<ArenaMemory>> arenas_;  // [rank of the domain]; empty for the own
     uint64_t epoch_ = 0;          // exchanges that this rank has begun
     uint64_t barriers_ = 0;
+    uint64_t waited_ns_ = 0;
     uint32_t told_slabs_ = 0;     // of the own arena, in the last exchange
 };
 

@@ -13,6 +13,7 @@ Domain domain_of(const ep_options& options) {
     domain.n_ranks = options.nvlink_ranks;
     domain.index = options.rank - domain.first;
     domain.timeout_ms = static_cast<uint64_t>(options.timeout_ms);
+    domain.is_spinning = options.executor == EP_EXECUTOR_GPU;
     return domain;
 }
 
@@ -75,9 +76,10 @@ std::string Group::describe() const {
 }
 
 std::string Group::stats_json() const {
-    std::string members = network_ ? network_->stats_json() : "";
+    std::string members = "\"exchanges\": " + std::to_string(control_.epoch()) + ", \"exchange_wait_ns\": " + std::to_string(control_.waited_ns());
+    if (network_) members += ", " + network_->stats_json();
     const std::string more = low_latency_ ? low_latency_->stats_json() : "";
-    if (!members.empty() && !more.empty()) members += ", ";
+    if (!more.empty()) members += ", ";
     return "{" + members + more + "}";
 }
 

@@ -51,36 +51,49 @@ __device__ static int32_t wait_for_rows(const NormalCombineLaunch& launch, const
     return row;
 }
 
+// kRanks: at least as many as there are; the fewer, the more columns of 16 bytes a lane has in flight.
+template <int kRanks>
 __device__ static void add_up(const NormalCombineLaunch& launch, const WarpLanes& lanes, int32_t token) {
+    constexpr int kColumns = 16 / kRanks;
     const ReduceView& view = launch.reduce;
     const int32_t own_row = wait_for_rows(launch, lanes, token);
     const uint32_t from = __ballot_sync(kAllLanes, own_row >= 0);
-    const uint32_t row_bytes = static_cast<uint32_t>(view.hidden) * 2;
-    const uint8_t* rows[kNormalRanksMax];
+    const uint32_t row_bytes = static_cast<uint32_t>(view.hidden) * 2, n = row_bytes / 16;
+    const uint4* rows[kRanks];
 #pragma unroll
-    for (int rank = 0; rank < kNormalRanksMax; ++rank)
-        rows[rank] = view.rows[rank] + static_cast<int64_t>(__shfl_sync(kAllLanes, own_row, rank)) * row_bytes;
-    const uint32_t n = row_bytes / 16;
-    for (uint32_t i = lanes.rank(); i < n; i += 32) {
-        uint4 held[kNormalRanksMax];
+    for (int rank = 0; rank < kRanks; ++rank)
+        rows[rank] = reinterpret_cast<const uint4*>(view.rows[rank] + static_cast<int64_t>(__shfl_sync(kAllLanes, own_row, rank)) * row_bytes);
+    for (uint32_t first = lanes.rank(); first < n; first += 32 * kColumns) {
+        uint4 held[kRanks][kColumns];
 #pragma unroll
-        for (int rank = 0; rank < kNormalRanksMax; ++rank)
-            if (from >> rank & 1u) held[rank] = load_row(reinterpret_cast<const uint4*>(rows[rank]) + i);
-        float sum[8] = {};
+        for (int rank = 0; rank < kRanks; ++rank)
 #pragma unroll
-        for (int rank = 0; rank < kNormalRanksMax; ++rank)  // in rank order: sums are rounded alike everywhere
-            if (from >> rank & 1u) add_piece(sum, reinterpret_cast<const uint8_t*>(&held[rank]));
-        if (view.bias_0) add_piece(sum, view.bias_0 + static_cast<int64_t>(token) * row_bytes + i * 16);
-        if (view.bias_1) add_piece(sum, view.bias_1 + static_cast<int64_t>(token) * row_bytes + i * 16);
-        RowPiece rounded;
+            for (int c = 0; c < kColumns; ++c)
+                if (from >> rank & 1u) held[rank][c] = first + 32 * c < n ? load_row(rows[rank] + first + 32 * c) : uint4{};
 #pragma unroll
-        for (int j = 0; j < 8; ++j) rounded.values[j] = bf16_of_float(sum[j]);
-        store_row(reinterpret_cast<uint4*>(view.combined_x + static_cast<int64_t>(token) * row_bytes) + i, *reinterpret_cast<const uint4*>(&rounded));
+        for (int c = 0; c < kColumns; ++c) {
+            const uint32_t i = first + 32 * c;
+            if (i >= n) break;
+            float sum[8] = {};
+#pragma unroll
+            for (int rank = 0; rank < kRanks; ++rank)  // in rank order: sums are rounded alike everywhere
+                if (from >> rank & 1u) add_eight(sum, held[rank][c]);
+            const uint64_t at = static_cast<uint64_t>(token) * row_bytes + i * 16;
+            if (view.bias_0) add_eight(sum, load_once(reinterpret_cast<const uint4*>(view.bias_0 + at)));
+            if (view.bias_1) add_eight(sum, load_once(reinterpret_cast<const uint4*>(view.bias_1 + at)));
+            store_row(reinterpret_cast<uint4*>(view.combined_x + at), round_eight(sum));
+        }
     }
     // A row that was refused or did not come has no weights either.
     if (__all_sync(kAllLanes, own_row >= 0 || static_cast<int32_t>(lanes.rank()) >= view.n_ranks ||
                                   !view.is_token_in_rank[static_cast<int64_t>(token) * view.n_ranks + lanes.rank()]))
         reduce_weights(lanes, view, token);
+}
+
+template <int kRanks>
+__device__ static void add_up_all(const NormalCombineLaunch& launch, const WarpLanes& lanes, uint32_t warp, uint32_t n_warps) {
+    for (uint32_t token = warp; token < static_cast<uint32_t>(launch.n_tokens); token += n_warps)
+        add_up<kRanks>(launch, lanes, static_cast<int32_t>(token));
 }
 
 __global__ void __launch_bounds__(kNormalThreads, 1) normal_combine(const __grid_constant__ NormalCombineLaunch launch) {
@@ -90,7 +103,9 @@ __global__ void __launch_bounds__(kNormalThreads, 1) normal_combine(const __grid
     if (!normal_wait_ready(launch.common)) return;
     if (in_block < kReturnWarps) return return_all(launch, lanes, in_block * gridDim.x + blockIdx.x, kReturnWarps * gridDim.x);
     const uint32_t warp = (in_block - kReturnWarps) * gridDim.x + blockIdx.x, n_warps = (kNormalWarps - kReturnWarps) * gridDim.x;
-    for (uint32_t token = warp; token < static_cast<uint32_t>(launch.n_tokens); token += n_warps) add_up(launch, lanes, static_cast<int32_t>(token));
+    if (launch.common.n_ranks <= 2) return add_up_all<2>(launch, lanes, warp, n_warps);
+    if (launch.common.n_ranks <= 4) return add_up_all<4>(launch, lanes, warp, n_warps);
+    add_up_all<kNormalRanksMax>(launch, lanes, warp, n_warps);
 }
 
 }  // namespace nvshmem_efa::ep
