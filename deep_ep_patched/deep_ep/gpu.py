@@ -57,8 +57,8 @@ class GpuMemory(Memory):
 class GpuExchange(Exchange):
     """An Exchange whose calls take the GPU's pointers and put kernels into a stream.
 
-    Normal mode has a stream of its own, so that its work overlaps with the caller's. An error of a kernel is raised by a
-    later call, or when the Buffer ends.
+    Normal mode has a stream of its own, so that its work overlaps with the caller's. An error of a kernel is raised by
+    a later call, or when the Buffer ends.
     """
 
     def __init__(self, ranks: Ranks, options: native.Options) -> None:

@@ -171,7 +171,8 @@ class NormalMode(Mode):
         weights = None if topk_weights is None else self._exchange.result((route.n_tokens, n_topk), torch.float32)
         arguments = native.CombineArgs(
             n_tokens=route.n_tokens, n_recv=route.n_recv, hidden=hidden, n_topk=n_topk,
-            n_sms=2 * chosen.num_channels, x=pointer(x), topk_weights=pointer(topk_weights), bias_0=pointer(biases[0]), bias_1=pointer(biases[1]),
+            n_sms=2 * chosen.num_channels,
+            x=pointer(x), topk_weights=pointer(topk_weights), bias_0=pointer(biases[0]), bias_1=pointer(biases[1]),
             is_token_in_rank=pointer(route.is_token_in_rank), send_head=pointer(route.send_head),
             rank_prefix_matrix=pointer(route.host_matrix), combined_x=pointer(combined),
             combined_weights=pointer(weights),
@@ -308,6 +309,7 @@ class NormalMode(Mode):
         x, scales = sent.x, sent.scales
         n_topk = 0 if sent.topk_idx is None else sent.topk_idx.shape[1]
         n_scales = 0 if scales is None else scales.shape[1]
+        is_new_on_gpu = self.device.type != "cpu" and not is_cached
         arguments = native.DispatchArgs(
             n_tokens=x.shape[0], n_recv=route.n_recv, row_bytes=x.shape[1] * x.element_size(),
             n_scales=n_scales, scale_bytes=0 if scales is None else scales.element_size(),
@@ -318,7 +320,7 @@ class NormalMode(Mode):
             topk_weights=pointer(sent.topk_weights), is_token_in_rank=pointer(route.is_token_in_rank),
             send_head=pointer(route.send_head), rank_prefix_matrix=pointer(route.host_matrix),
             channel_prefix_matrix=pointer(route.channel_prefix_matrix),
-            rank_prefix_matrix_out=None if is_cached or self.device.type == "cpu" else pointer(route.rank_prefix_matrix),
+            rank_prefix_matrix_out=pointer(route.rank_prefix_matrix) if is_new_on_gpu else None,
         )  # fmt: skip
         block = self._place(arguments)
         self._exchange.call("ep_dispatch", byref(arguments))

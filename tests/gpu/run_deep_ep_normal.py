@@ -8,6 +8,7 @@ One line a case; exit code 0 when all are good. On fewer GPUs than ranks they ta
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--timeout-s", default="20", help="DEEP_EP_TIMEOUT_S of the ranks")
     options = parser.parse_args()
     names = [case.partition(".")[2] for case in case_names("cases_normal", "cases_normal_limits")]
+    names += re.findall(r"^def case_(\w+)\(", (HERE / "cases_on_gpu.py").read_text(), re.MULTILINE)
     wanted = [name for name in names if name not in ONLY_CPU and options.only in name]
     ranks = RankProcesses(RANKS, {"DEEP_EP_TIMEOUT_S": options.timeout_s, "DEEP_EP_EXECUTOR": "gpu"})
     failed = 0

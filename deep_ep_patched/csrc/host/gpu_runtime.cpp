@@ -167,6 +167,8 @@ Status GpuRuntime::load_kernels(const void* image, size_t bytes) {
                   "were the kernels compiled for this GPU? nvshmem_efa.kernels.archs_here() names it"));
     modules_.push_back(module);
     for (const char* const symbol : kSymbols) {
+        // Not by asking the driver for each: tools that watch for errors would show every one that is in another image.
+        if (!memmem(image, bytes, symbol, std::strlen(symbol))) continue;
         cuda::Function function = nullptr;
         if (driver_->module_get_function(&function, module, symbol) == cuda::kSuccess) functions_.emplace_back(symbol, function);
     }
