@@ -230,7 +230,8 @@ inline void Exchange::check_received() const {
         int32_t in_block = 0;
         for (int t = 0; t < in.n; ++t) {
             const size_t token = static_cast<size_t>(t);
-            if (t % per_channel == 0) CHECK_EQ(sent.recv_channel_prefix_matrix[from * static_cast<size_t>(shape.channels) + static_cast<size_t>(t / per_channel)], in_block);
+            const size_t channel = from * static_cast<size_t>(shape.channels) + static_cast<size_t>(t / per_channel);
+            if (t % per_channel == 0) CHECK_EQ(sent.recv_channel_prefix_matrix[channel], in_block);
             if (!goes_to(shape, in, t, rank)) continue;
             CHECK(std::memcmp(static_cast<const uint16_t*>(sent.recv_x) + row * H, &in.x[token * H], H * 2) == 0);
             if (S) CHECK(std::memcmp(static_cast<const float*>(sent.recv_scales) + row * S, &in.scales[token * S], S * 4) == 0);
