@@ -34,7 +34,8 @@ struct GpuEpochs {
     uint64_t received;
 };
 
-// Where the blocks of a kernel wait for each other. `come` is 0 between kernels, `lap` only grows.
+// Where the blocks of a kernel wait for each other. `come` counts blocks, and from bit 16 on those that know of a fault; it
+// is 0 between kernels. `lap` is twice a number that only grows, and 1 more when one of the blocks knew of a fault.
 struct GpuGate {
     uint32_t come;
     uint32_t lap;
@@ -44,6 +45,7 @@ struct GpuGate {
 struct GpuWords {
     GpuEpochs epochs[2];  // [phase]
     GpuGate gates[2];     // [phase]
+    uint32_t ended[2][2]; // [phase][half]: as `come`, of blocks that have done all of theirs and wait for nobody
     uint32_t is_told;     // 1: a stop is in the report
     uint32_t reserved;
 };
@@ -80,7 +82,7 @@ inline constexpr const char* kCombineSymbol = "_ZN11nvshmem_efa2ep7combineENS0_1
 inline constexpr const char* kResetSymbol = "_ZN11nvshmem_efa2ep5resetENS0_11ResetLaunchE";
 
 // NVRTC and the C++ compiler lay structs out alike: each checks these.
-static_assert(sizeof(GpuReport) == 48 && sizeof(GpuWords) == 56 && sizeof(LlView) == 240 && sizeof(GpuCommon) == 264);
+static_assert(sizeof(GpuReport) == 48 && sizeof(GpuWords) == 72 && sizeof(LlView) == 240 && sizeof(GpuCommon) == 264);
 static_assert(sizeof(DispatchLaunch) == 368 && sizeof(CombineLaunch) == 360 && sizeof(ResetLaunch) == 272);
 NVSHMEM_EFA_LAYOUT(offsetof(GpuWords, gates) == 32 && offsetof(LlView, rank) == 216 && offsetof(CombineLaunch, zero_copy_epoch) == 352);
 

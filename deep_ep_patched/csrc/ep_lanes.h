@@ -3,7 +3,9 @@
 //   rank(), size()   of the caller in it; rank 0 acts for all
 //   sync()           what every member stored before is seen by every member after
 //   share(v)         v of rank 0, for all
-//   sum(v), any(v)   over all members, for all
+//   sum(v), unite(v) over all members, for all: the sum, all bits that any has
+//   sum_before(v)    over the members of lower rank
+//   any(v)           whether any member says so, for all; and a sync()
 // Below it: copies, flags, waits and bf16 in terms of a group. Free of std::, for nvcc, NVRTC and the CPU.
 #pragma once
 
@@ -22,6 +24,8 @@ struct OneLane {
     NVSHMEM_EFA_HD void sync() const {}
     NVSHMEM_EFA_HD uint64_t share(uint64_t value) const { return value; }
     NVSHMEM_EFA_HD uint32_t sum(uint32_t value) const { return value; }
+    NVSHMEM_EFA_HD uint32_t unite(uint32_t bits) const { return bits; }
+    NVSHMEM_EFA_HD uint32_t sum_before(uint32_t) const { return 0; }
     NVSHMEM_EFA_HD bool any(bool value) const { return value; }
 };
 
@@ -36,7 +40,20 @@ struct WarpLanes {
         return __shfl_sync(0xffffffffu, static_cast<unsigned long long>(value), 0);
     }
     __device__ uint32_t sum(uint32_t value) const { return __reduce_add_sync(0xffffffffu, value); }
-    __device__ bool any(bool value) const { return __any_sync(0xffffffffu, value) != 0; }
+    __device__ uint32_t unite(uint32_t bits) const { return __reduce_or_sync(0xffffffffu, bits); }
+    __device__ uint32_t sum_before(uint32_t value) const {
+        uint32_t sum = value;
+        for (uint32_t distance = 1; distance < 32; distance *= 2) {
+            const uint32_t below = __shfl_up_sync(0xffffffffu, sum, distance);
+            if (lane >= distance) sum += below;
+        }
+        return sum - value;
+    }
+    __device__ bool any(bool value) const {
+        const bool is_one = __any_sync(0xffffffffu, value) != 0;
+        __syncwarp();
+        return is_one;
+    }
 };
 #endif
 
@@ -49,20 +66,49 @@ NVSHMEM_EFA_HD inline void copy_rows(const Lanes& lanes, void* to, const void* f
     uint4* const out = static_cast<uint4*>(to);
     const uint4* const in = static_cast<const uint4*>(from);
     const size_t n = bytes / 16;
-    size_t i = lanes.rank();
-    // Four loads in flight a lane, as one alone waits for memory most of the time.
-    for (; i + 3 * lanes.size() < n; i += 4 * lanes.size()) {
-        const uint4 a = in[i], b = in[i + lanes.size()], c = in[i + 2 * lanes.size()], d = in[i + 3 * lanes.size()];
-        out[i] = a;
-        out[i + lanes.size()] = b;
-        out[i + 2 * lanes.size()] = c;
-        out[i + 3 * lanes.size()] = d;
+    // Eight loads in flight a lane, as one alone waits for memory most of the time.
+    constexpr uint32_t kInFlight = 8;
+    const size_t size = lanes.size();
+    for (size_t i = lanes.rank(); i < n; i += kInFlight * size) {
+        uint4 words[kInFlight];
+#pragma unroll
+        for (uint32_t j = 0; j < kInFlight; ++j)
+            if (i + j * size < n) words[j] = in[i + j * size];
+#pragma unroll
+        for (uint32_t j = 0; j < kInFlight; ++j)
+            if (i + j * size < n) out[i + j * size] = words[j];
     }
-    for (; i < n; i += lanes.size()) out[i] = in[i];
 #else
     static_cast<void>(lanes);
     memcpy(to, from, bytes);
 #endif
+}
+
+// The share of one of `parts` groups in such a copy.
+template <class Lanes>
+NVSHMEM_EFA_HD inline void copy_part(const Lanes& lanes, void* to, const void* from, size_t bytes, uint32_t part, uint32_t parts) {
+    const size_t each = (bytes / 16 + parts - 1) / parts * 16, begin = part * each;
+    if (begin >= bytes) return;
+    copy_rows(lanes, static_cast<uint8_t*>(to) + begin, static_cast<const uint8_t*>(from) + begin, bytes - begin < each ? bytes - begin : each);
+}
+
+// ---- bits ----
+
+NVSHMEM_EFA_HD inline uint32_t bit_count(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+    return static_cast<uint32_t>(__popc(bits));
+#elif !defined(__CUDACC__)
+    return static_cast<uint32_t>(__builtin_popcount(bits));
+#else
+    return 0;
+#endif
+}
+// Of one that is not 0.
+NVSHMEM_EFA_HD inline uint32_t lowest_bit(uint32_t bits) { return bit_count((bits & (0u - bits)) - 1); }
+// The n-th of those that are set, from the lowest; there are more than n.
+NVSHMEM_EFA_HD inline uint32_t nth_bit(uint32_t bits, uint32_t n) {
+    for (; n != 0; --n) bits &= bits - 1;
+    return lowest_bit(bits);
 }
 
 // ---- flags: words that one rank writes and another polls ----

@@ -5,32 +5,29 @@
 
 #include "ep_fp8.h"
 #include "ep_ll_layout.h"
+#include "ep_team.h"
 
 namespace nvshmem_efa::ep {
 
 // ---- what lanes do together beyond ep_lanes.h ----
 
-// How the lanes of a group share a block of 128 values, and one of 120 bytes.
+// How the lanes of a group share a block of 128 values.
 template <class Lanes>
 struct BlockShare {  // one CPU thread: all of it
     static constexpr uint32_t kLanesPerScale = 1;
-    static constexpr uint32_t kValues = kLineContent / 2;  // bf16 values of 120 bytes that a lane takes
 };
-NVSHMEM_EFA_HD inline uint32_t members_before(const OneLane&, bool) { return 0; }
 NVSHMEM_EFA_HD inline float max_of_scale_lanes(const OneLane&, float value) { return value; }
 
 #if defined(__CUDACC__)
 template <>
 struct BlockShare<WarpLanes> {
     static constexpr uint32_t kLanesPerScale = 16;
-    static constexpr uint32_t kValues = 2;
 };
-// Of the members of lower rank, how many say yes.
-__device__ inline uint32_t members_before(const WarpLanes& lanes, bool yes) {
-    return static_cast<uint32_t>(__popc(__ballot_sync(0xffffffffu, yes) & ((1u << lanes.lane) - 1u)));
-}
-// Over the 16 lanes that share a scale.
-__device__ inline float max_of_scale_lanes(const WarpLanes&, float value) {
+template <>
+struct BlockShare<TeamLanes> : BlockShare<WarpLanes> {};
+// Over the 16 lanes that share a scale. Whole warps take part.
+template <class Lanes>
+__device__ inline float max_of_scale_lanes(const Lanes&, float value) {
     for (uint32_t distance = 8; distance != 0; distance /= 2) {
         const float other = __shfl_xor_sync(0xffffffffu, value, distance);
         value = other > value ? other : value;
@@ -93,21 +90,21 @@ NVSHMEM_EFA_HD inline void cast_token(const Lanes& lanes, const uint16_t* x, uin
     const uint32_t n_blocks = hidden / kScaleBlock;  // a multiple of 4: all lanes of a warp take part in each turn
     for (uint32_t block = lanes.rank() / kShare; block < n_blocks; block += lanes.size() / kShare) {
         const uint32_t first = block * kScaleBlock + lanes.rank() % kShare * kEach;
+        EightBf16 mine[kEach / 8];
         float amax = 0;
-        for (uint32_t i = 0; i < kEach; i += 8) {
-            const EightBf16 eight = load_eight(x + first + i);
-            for (const uint16_t bits : eight.value) {
+        for (uint32_t i = 0; i < kEach / 8; ++i) {
+            mine[i] = load_eight(x + first + 8 * i);
+            for (const uint16_t bits : mine[i].value) {
                 const float size = bf16_to_float(static_cast<uint16_t>(bits & 0x7fffu));
                 amax = size > amax ? size : amax;
             }
         }
         const float scale = scale_of(max_of_scale_lanes(lanes, amax), has_power_scales(format));
-        for (uint32_t i = 0; i < kEach; i += 8) {
-            const EightBf16 eight = load_eight(x + first + i);
+        for (uint32_t i = 0; i < kEach / 8; ++i) {
             uint64_t packed = 0;
             for (uint32_t j = 0; j < 8; ++j)
-                packed |= static_cast<uint64_t>(float_to_e4m3(bf16_to_float(eight.value[j]) / scale)) << (8 * j);
-            memcpy(__builtin_assume_aligned(values + first + i, 8), &packed, sizeof packed);
+                packed |= static_cast<uint64_t>(float_to_e4m3(bf16_to_float(mine[i].value[j]) / scale)) << (8 * j);
+            memcpy(__builtin_assume_aligned(values + first + 8 * i, 8), &packed, sizeof packed);
         }
         if (lanes.rank() % kShare != 0) continue;
         if (format == EP_LL_FP8_UE8M0) scales[block] = scale_to_ue8m0(scale);

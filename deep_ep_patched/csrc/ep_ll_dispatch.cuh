@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Low-latency dispatch, step by step. A step is done by a group of lanes for one rank, token, or (expert, source); which
-// group takes which is the executor's business, and so is the order: the steps of one line must be over before the next.
-//   send     ll_wait_for_credit (rank); ll_settle; dispatch_plan (rank); dispatch_send_token (token); ll_raise_flag (rank)
-//   receive  dispatch_wait (rank); dispatch_begin_rows (expert); dispatch_unpack (expert, source); ll_give_credit (rank)
+// Low-latency dispatch, step by step. A step is done by a group of lanes, or a team of such groups, for one rank, token, or
+// expert; which takes which is the executor's business, and so is the order: the steps of one line must be over before the
+// next.
+//   send     ll_wait_for_credit (rank); ll_settle; dispatch_mark (choices)
+//            dispatch_send_record (rank); dispatch_send_token (token); dispatch_clear_marks
+//            ll_raise_flag (rank)
+//   receive  dispatch_wait (rank)
+//            dispatch_begin_rows (expert); dispatch_unpack (source, token)
+//            ll_give_credit (rank)
 #pragma once
 
 #include "ep_ll_view.cuh"
@@ -19,52 +24,72 @@ NVSHMEM_EFA_HD inline uint32_t dispatch_shape_tag(const LlShape& shape, int32_t 
 }
 NVSHMEM_EFA_HD inline uint64_t record_word(uint64_t epoch, uint32_t value) { return epoch << 32 | value; }
 
-NVSHMEM_EFA_HD inline bool token_goes_to(const LlView& view, const ep_ll_dispatch_args& args, uint32_t token, uint32_t rank) {
-    const int64_t* experts = args.topk_idx + static_cast<size_t>(token) * static_cast<uint32_t>(args.n_topk);
-    for (int32_t k = 0; k < args.n_topk; ++k)
-        if (experts[k] >= 0 && owner_of(view, static_cast<int32_t>(experts[k])) == rank) return true;
-    return false;
+// Tokens are numbered by marks: a bit for each token that names an expert, or goes to a rank. A token's number among them
+// is the count of bits before its own, so all are numbered at once, and in their order. `key`: an expert, or E + rank.
+NVSHMEM_EFA_HD inline uint32_t* marks_of(const LlView& view, uint64_t epoch, uint32_t key) {
+    const LlShape& shape = view.shape;
+    const uint64_t first = static_cast<uint64_t>(parity_of(epoch)) * (shape.n_experts + shape.n_ranks);
+    return view.marks + (first + key) * shape.mark_words();
 }
-
-NVSHMEM_EFA_HD inline uint32_t rows_for(const ep_ll_dispatch_args& args, int64_t expert) {
-    const int32_t n = args.n_tokens * args.n_topk;
-    uint32_t rows = 0;
-    for (int32_t i = 0; i < n; ++i) rows += args.topk_idx[i] == expert ? 1 : 0;
-    return rows;
-}
-
-// Numbers the tokens for the rank, and tells it the counts: now, beside the tokens, so that the two latencies do not add up.
-// Each word of a record is whole and carries the epoch; nothing orders it with anything.
-template <class Lanes>
-NVSHMEM_EFA_HD inline bool dispatch_plan(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
-                                         uint32_t rank) {
-    const uint32_t n_tokens = static_cast<uint32_t>(args.n_tokens), local = view.shape.local_experts();
-    const bool is_left_out = is_masked(view, rank);
+NVSHMEM_EFA_HD inline uint32_t marks_before(const uint32_t* marks, uint32_t token) {
     uint32_t n = 0;
-    for (uint32_t first = 0; first < n_tokens; first += lanes.size()) {
-        const uint32_t token = first + lanes.rank();
-        const bool goes = token < n_tokens && !is_left_out && token_goes_to(view, args, token, rank);
-        const uint32_t ordinal = n + members_before(lanes, goes);
-        if (token < n_tokens) view.ordinals[token * view.shape.n_ranks + rank] = goes ? static_cast<int32_t>(ordinal) : -1;
-        n += lanes.sum(goes);
+    for (uint32_t word = 0; word < token / 32; ++word) n += bit_count(marks[word]);
+    return token % 32 == 0 ? n : n + bit_count(marks[token / 32] & ((1u << token % 32) - 1));
+}
+
+// Of 32 choices of this rank's tokens, the `part`-th such. Pre: the marks of this parity are all 0.
+inline constexpr uint32_t kMarkedAtOnce = 32;
+NVSHMEM_EFA_HD inline uint32_t mark_parts(const ep_ll_dispatch_args& args) {
+    return (static_cast<uint32_t>(args.n_tokens) * static_cast<uint32_t>(args.n_topk) + kMarkedAtOnce - 1) / kMarkedAtOnce;
+}
+template <class Lanes>
+NVSHMEM_EFA_HD inline void dispatch_mark(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
+                                         uint32_t part) {
+    const uint32_t n_topk = static_cast<uint32_t>(args.n_topk), n = static_cast<uint32_t>(args.n_tokens) * n_topk;
+    const uint32_t first = part * kMarkedAtOnce, end = n - first < kMarkedAtOnce ? n : first + kMarkedAtOnce;
+    for (uint32_t i = first + lanes.rank(); i < end; i += lanes.size()) {
+        const int64_t expert = args.topk_idx[i];
+        if (!is_expert(view, expert)) continue;
+        const uint32_t token = i / n_topk, key = static_cast<uint32_t>(expert);
+        order::or_relaxed_gpu(marks_of(view, epoch, key) + token / 32, 1u << token % 32);
+        const uint32_t rank_key = view.shape.n_experts + owner_of(view, static_cast<int32_t>(key));
+        order::or_relaxed_gpu(marks_of(view, epoch, rank_key) + token / 32, 1u << token % 32);
     }
-    if (is_left_out) return true;
+}
+// The marks of the next operation, which the one before this left: nobody looks at them now.
+template <class Lanes>
+NVSHMEM_EFA_HD inline void dispatch_clear_marks(const LlView& view, const Lanes& lanes, uint64_t epoch) {
+    uint32_t* const marks = marks_of(view, epoch + 1, 0);
+    const uint64_t n = static_cast<uint64_t>(view.shape.n_experts + view.shape.n_ranks) * view.shape.mark_words();
+    for (uint64_t i = lanes.rank(); i < n; i += lanes.size()) marks[i] = 0;
+}
+
+// Tells the rank the counts: beside the tokens, so that the two latencies do not add up. Each word of a record is whole and
+// carries the epoch; nothing orders it with anything.
+template <class Team>
+NVSHMEM_EFA_HD inline bool dispatch_send_record(const LlView& view, const Team& team, const ep_ll_dispatch_args& args, uint64_t epoch,
+                                                uint32_t rank) {
+    if (is_masked(view, rank)) return true;
+    const auto all = team.all();
+    const uint32_t local = view.shape.local_experts(), n_tokens = static_cast<uint32_t>(args.n_tokens);
     const uint64_t to = view.at.records_in + (parity_of(epoch) * view.shape.n_ranks + view.rank) * view.at.record_bytes;
-    const bool is_far = by_network(view, rank);
     const uint64_t from = view.at.records_out + (parity_of(epoch) * view.shape.n_ranks + rank) * view.at.record_bytes;
+    const bool is_far = by_network(view, rank);
     uint64_t* words = is_far ? word_at(view.base, from, 0) : word_at(view.stores[rank], to, 0);
-    for (uint32_t i = lanes.rank(); i <= local; i += lanes.size()) {
-        const uint32_t value = i == 0 ? dispatch_shape_tag(view.shape, args.format) << 16 | n
-                                      : rows_for(args, static_cast<int64_t>(rank) * local + i - 1);
-        order::store_release_sys(words + i, record_word(epoch, value));  // pairs with dispatch_wait_for_record()
+    for (uint32_t i = all.rank(); i <= local; i += all.size()) {
+        const uint32_t n = marks_before(marks_of(view, epoch, i == 0 ? view.shape.n_experts + rank : rank * local + i - 1), n_tokens);
+        // Seen by dispatch_wait_for_record(), which needs nothing but the word.
+        order::store_relaxed_sys(words + i, record_word(epoch, i == 0 ? dispatch_shape_tag(view.shape, args.format) << 16 | n : n));
     }
-    return !is_far || ll_put(view, lanes, LlPhase::kDispatch, word_at(view.base, to, 0), words, 8 * (1 + local), rank);
+    if (!is_far) return true;
+    team.sync();
+    return team.warp() != 0 || ll_put(view, team.lanes(), LlPhase::kDispatch, word_at(view.base, to, 0), words, 8 * (1 + local), rank);
 }
 
 // Header and content of a token, plain.
 template <class Lanes>
-NVSHMEM_EFA_HD inline void dispatch_write(const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch, uint32_t token,
-                                          uint8_t* at) {
+NVSHMEM_EFA_HD inline void dispatch_write(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
+                                          uint32_t token, uint8_t* at) {
     const uint32_t hidden = static_cast<uint32_t>(args.hidden), n_topk = static_cast<uint32_t>(args.n_topk);
     const int64_t* experts = args.topk_idx + static_cast<size_t>(token) * n_topk;
     const uint16_t* x = static_cast<const uint16_t*>(args.x) + static_cast<size_t>(token) * hidden;
@@ -73,8 +98,12 @@ NVSHMEM_EFA_HD inline void dispatch_write(const Lanes& lanes, const ep_ll_dispat
         header->token = token;
         header->epoch = static_cast<uint32_t>(epoch);
     }
-    for (uint32_t k = lanes.rank(); k < kLlTopkMax; k += lanes.size())
-        header->experts[k] = k < n_topk ? static_cast<int32_t>(experts[k]) : -1;
+    for (uint32_t k = lanes.rank(); k < kLlTopkMax; k += lanes.size()) {
+        const int64_t expert = k < n_topk ? experts[k] : -1;
+        const bool is_one = is_expert(view, expert);
+        header->experts[k] = static_cast<int16_t>(is_one ? expert : -1);
+        header->slots[k] = static_cast<uint16_t>(is_one ? marks_before(marks_of(view, epoch, static_cast<uint32_t>(expert)), token) : 0);
+    }
     uint8_t* values = at + sizeof(LlHeader);
     if (is_fp8(args.format)) cast_token(lanes, x, hidden, args.format, values, values + hidden);
     else copy_rows(lanes, values, x, 2 * static_cast<size_t>(hidden));
@@ -85,31 +114,64 @@ NVSHMEM_EFA_HD inline void dispatch_write(const Lanes& lanes, const ep_ll_dispat
 NVSHMEM_EFA_HD inline uint64_t tokens_from(const LlView& view, uint64_t epoch, uint32_t source) {
     return view.at.tokens_in + (parity_of(epoch) * view.shape.n_ranks + source) * view.shape.max_tokens * view.at.token_bytes;
 }
+// The place of a token there: it is one of those for the rank, in their order.
+NVSHMEM_EFA_HD inline uint64_t place_at(const LlView& view, uint64_t epoch, uint32_t token, uint32_t rank) {
+    const uint32_t ordinal = marks_before(marks_of(view, epoch, view.shape.n_experts + rank), token);
+    return tokens_from(view, epoch, view.rank) + ordinal * view.at.token_bytes;
+}
+
+// Whom a token goes to, masked or not: of its choices, a bit for the first one of each rank.
+struct LlTargets {
+    uint32_t near, far;
+};
+template <class Lanes>
+NVSHMEM_EFA_HD inline LlTargets targets_of(const LlView& view, const Lanes& lanes, const int64_t* experts, uint32_t n_topk) {
+    const int64_t local = view.shape.local_experts();
+    LlTargets mine{};
+    for (uint32_t k = lanes.rank(); k < n_topk; k += lanes.size()) {
+        if (!is_expert(view, experts[k])) continue;
+        const uint32_t rank = owner_of(view, static_cast<int32_t>(experts[k]));
+        bool is_first = true;
+        for (uint32_t j = 0; j < k; ++j) is_first = is_first && !(experts[j] >= rank * local && experts[j] < (rank + 1) * local);
+        if (is_first) (by_network(view, rank) ? mine.far : mine.near) |= 1u << k;
+    }
+    return {lanes.unite(mine.near), lanes.unite(mine.far)};
+}
 
 // A token goes once to each rank that has an expert of it. It is cast once, into the place from which the network sends it.
-template <class Lanes>
-NVSHMEM_EFA_HD inline bool dispatch_send_token(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
+// Then the team's groups share the ranks, or a few ranks' bytes.
+template <class Team>
+NVSHMEM_EFA_HD inline bool dispatch_send_token(const LlView& view, const Team& team, const ep_ll_dispatch_args& args, uint64_t epoch,
                                                uint32_t token) {
-    const int32_t* ordinals = view.ordinals + token * view.shape.n_ranks;
-    const uint64_t in = tokens_from(view, epoch, view.rank);
+    const uint32_t n_topk = static_cast<uint32_t>(args.n_topk);
+    const int64_t* experts = args.topk_idx + static_cast<size_t>(token) * n_topk;
+    const auto lanes = team.lanes();
+    const LlTargets to = targets_of(view, lanes, experts, n_topk);
+    if ((to.near | to.far) == 0) return true;
     uint8_t* out = view.base + view.at.tokens_out + (parity_of(epoch) * view.shape.max_tokens + token) * view.at.token_bytes;
     const uint32_t bytes = ll_message_bytes(static_cast<uint32_t>(args.hidden), args.format);
-    bool is_written = false, is_far = false;
-    for (uint32_t rank = 0; rank < view.shape.n_ranks; ++rank) {
-        if (ordinals[rank] < 0) continue;
-        if (!is_written) dispatch_write(lanes, args, epoch, token, out);
-        is_written = true;
-        if (by_network(view, rank)) is_far = true;
-        else copy_rows(lanes, view.stores[rank] + in + static_cast<uint32_t>(ordinals[rank]) * view.at.token_bytes, out, bytes);
+    const auto rank_of = [&](uint32_t choice) { return owner_of(view, static_cast<int32_t>(experts[choice])); };
+    dispatch_write(view, team.all(), args, epoch, token, out);
+    const uint32_t n_near = bit_count(to.near), parts = n_near != 0 && n_near < team.warps() ? team.warps() / n_near : 1;
+    for (uint32_t i = team.warp(); i < n_near * parts; i += team.warps()) {
+        const uint32_t rank = rank_of(nth_bit(to.near, i % n_near));
+        if (is_masked(view, rank)) continue;
+        copy_part(lanes, view.stores[rank] + place_at(view, epoch, token, rank), out, bytes, i / n_near, parts);
     }
-    if (!is_far) return true;
-    if (view.has_lines) expand_to_lines(lanes, out, bytes, epoch);
-    for (uint32_t rank = 0; rank < view.shape.n_ranks; ++rank) {
-        if (ordinals[rank] < 0 || !by_network(view, rank)) continue;
-        uint8_t* there = view.base + in + static_cast<uint32_t>(ordinals[rank]) * view.at.token_bytes;
-        if (!ll_put_content(view, lanes, LlPhase::kDispatch, epoch, there, out, bytes, rank)) return false;
+    if (to.far == 0) return true;
+    if (view.has_lines) {
+        team.sync();  // plain content is read no more
+        if (team.warp() == 0) expand_to_lines(lanes, out, bytes, epoch);
+        team.sync();
     }
-    return true;
+    bool is_good = true;
+    for (uint32_t i = team.warp(); i < bit_count(to.far); i += team.warps()) {
+        const uint32_t rank = rank_of(nth_bit(to.far, i));
+        if (is_masked(view, rank)) continue;
+        // What other groups wrote is before it by the team's sync(); the request's doorbell is cumulative over that.
+        is_good = ll_put_content(view, lanes, LlPhase::kDispatch, epoch, view.base + place_at(view, epoch, token, rank), out, bytes, rank) && is_good;
+    }
+    return is_good;
 }
 
 // ---- receive ----
@@ -122,36 +184,42 @@ NVSHMEM_EFA_HD inline LlEnd dispatch_wait_for_record(const LlView& view, const L
     const uint64_t at = view.at.records_in + (parity_of(epoch) * view.shape.n_ranks + source) * view.at.record_bytes;
     const uint64_t* words = word_at(view.base, at, 0);
     uint32_t* counts = view.counts + source * n_words;
-    uint32_t word = 0;
-    LlEnd end = ll_wait(view, lanes, {LlWait::kRecord, kPhase, source, epoch}, [&](uint64_t* seen) {
-        for (; word < n_words; ++word) {
-            *seen = flag_load(words + word);  // its own flag: pairs with the device's placement, or dispatch_plan()'s store
+    uint32_t word = lanes.rank();
+    const LlEnd end = ll_wait_each(view, lanes, {LlWait::kRecord, kPhase, source, epoch}, [&](uint64_t* seen) {
+        for (; word < n_words; word += lanes.size()) {
+            // Its own flag, and all that it tells: from the device's placement, or dispatch_send_record()'s store.
+            *seen = order::load_relaxed_sys(words + word);
             if (*seen >> 32 != (epoch & 0xffffffffu)) return false;
             counts[word] = static_cast<uint32_t>(*seen);
         }
         return true;
     });
     if (end != LlEnd::kThere) return end;
-    const uint32_t tag = counts[0] >> 16, mine = dispatch_shape_tag(view.shape, args.format);
+    lanes.sync();
+    const uint32_t tag = counts[0] >> 16, n = counts[0] & 0xffffu, mine = dispatch_shape_tag(view.shape, args.format);
     lanes.sync();  // all have read it before it is changed
     if (tag != mine) return ll_fail(view.fault, LlWait::kShape, kPhase, source, mine, tag);
-    if (lanes.rank() == 0) counts[0] &= 0xffffu;
+    if (n > view.shape.max_tokens) return ll_fail(view.fault, LlWait::kContent, kPhase, source, view.shape.max_tokens, n);
+    if (lanes.rank() == 0) counts[0] = n;
     lanes.sync();
-    if (counts[0] <= view.shape.max_tokens) return end;
-    return ll_fail(view.fault, LlWait::kContent, kPhase, source, view.shape.max_tokens, counts[0]);
+    return end;
 }
 
 NVSHMEM_EFA_HD inline const uint8_t* token_in(const LlView& view, uint64_t epoch, uint32_t source, uint32_t ordinal) {
     return view.base + tokens_from(view, epoch, source) + ordinal * view.at.token_bytes;
 }
 
-// Waits until all of a source's tokens are here. A masked source has sent none.
-template <class Lanes>
-NVSHMEM_EFA_HD inline bool dispatch_wait(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
+// Waits until all of a source's tokens are here. A masked source has sent none. One group of the team has the answer.
+template <class Team>
+NVSHMEM_EFA_HD inline bool dispatch_wait(const LlView& view, const Team& team, const ep_ll_dispatch_args& args, uint64_t epoch,
                                          uint32_t source) {
     const uint64_t start = clock_ns();
     uint32_t* counts = view.counts + source * (1 + view.shape.local_experts());
-    LlEnd end = is_masked(view, source) ? LlEnd::kMasked : dispatch_wait_for_record(view, lanes, args, epoch, source);
+    LlEnd end = LlEnd::kMasked;
+    // With one answer for the team: a mask may be set right now.
+    if (!team.all().any(is_masked(view, source))) end = dispatch_wait_for_record(view, team.all(), args, epoch, source);
+    if (team.warp() != 0) return end != LlEnd::kFailed;
+    const auto lanes = team.lanes();
     const uint32_t bytes = ll_message_bytes(static_cast<uint32_t>(args.hidden), args.format);
     if (end == LlEnd::kThere && !by_network(view, source)) {
         end = ll_wait_for_flag(view, lanes, LlPhase::kDispatch, epoch, source);
@@ -167,76 +235,91 @@ NVSHMEM_EFA_HD inline bool dispatch_wait(const LlView& view, const Lanes& lanes,
     return end != LlEnd::kFailed;
 }
 
-// Where each source's rows of a local expert go: by rank, one behind the other.
+// Rows that the sources before this one have for a local expert: by rank, one behind the other.
 template <class Lanes>
-NVSHMEM_EFA_HD inline void dispatch_begin_rows(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint32_t expert) {
-    if (lanes.rank() != 0) return;
-    const uint32_t n_ranks = view.shape.n_ranks, n_words = 1 + view.shape.local_experts();
-    uint32_t begin = 0;
-    for (uint32_t source = 0; source < n_ranks; ++source) {
-        const uint32_t count = view.counts[source * n_words + 1 + expert];
-        const uint64_t range = static_cast<uint64_t>(begin) << 32 | count;
-        args.recv_layout_range[static_cast<size_t>(expert) * n_ranks + source] = static_cast<int64_t>(range);
-        begin += count;
-    }
-    args.recv_count[expert] = static_cast<int32_t>(begin);
-    if (args.cumulative_stats) args.cumulative_stats[expert] += static_cast<int32_t>(begin);
+NVSHMEM_EFA_HD inline uint32_t rows_before(const LlView& view, const Lanes& lanes, uint32_t source, uint32_t expert) {
+    const uint32_t n_words = 1 + view.shape.local_experts();
+    uint32_t n = 0;
+    for (uint32_t i = lanes.rank(); i < source; i += lanes.size()) n += view.counts[i * n_words + 1 + expert];
+    return lanes.sum(n);
 }
 
-// One row: values, scales, source.
+// What the caller learns of a local expert's rows.
 template <class Lanes>
-NVSHMEM_EFA_HD inline void dispatch_unpack_row(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args,
-                                               const uint8_t* message, uint32_t step, uint64_t expert, uint64_t row) {
+NVSHMEM_EFA_HD inline void dispatch_begin_rows(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint32_t expert) {
+    const uint32_t n_ranks = view.shape.n_ranks, n_words = 1 + view.shape.local_experts();
+    uint32_t end = 0;
+    for (uint32_t first = 0; first < n_ranks; first += lanes.size()) {
+        const uint32_t source = first + lanes.rank(), count = source < n_ranks ? view.counts[source * n_words + 1 + expert] : 0;
+        const uint64_t begin = end + lanes.sum_before(count);
+        if (source < n_ranks) args.recv_layout_range[static_cast<size_t>(expert) * n_ranks + source] = static_cast<int64_t>(begin << 32 | count);
+        end += lanes.sum(count);
+    }
+    if (lanes.rank() != 0) return;
+    args.recv_count[expert] = static_cast<int32_t>(end);
+    if (args.cumulative_stats) args.cumulative_stats[expert] += static_cast<int32_t>(end);
+}
+
+// A share of one row: values; and with the first share scales and source.
+struct LlRow {
+    const uint8_t* message;
+    uint32_t expert, row, choice;
+    uint32_t part, parts;
+};
+template <class Lanes>
+NVSHMEM_EFA_HD inline void dispatch_unpack_row(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint32_t step,
+                                               const LlRow& of) {
     const uint32_t hidden = static_cast<uint32_t>(args.hidden), value_bytes = ll_value_bytes(hidden, args.format);
-    const uint64_t rows_max = view.shape.rows_max();
-    uint8_t* values = static_cast<uint8_t*>(args.recv_x) + (expert * rows_max + row) * value_bytes;
+    const uint64_t rows_max = view.shape.rows_max(), row = of.expert * rows_max + of.row;
+    uint8_t* values = static_cast<uint8_t*>(args.recv_x) + row * value_bytes;
+    const uint8_t* const message = of.message;
     // The header fills 64 of the first block's 120 bytes; from there on blocks are whole.
     constexpr uint32_t kFirst = kLineContent - sizeof(LlHeader);
     if (step == kLineContent) {
-        copy_rows(lanes, values, message + sizeof(LlHeader), value_bytes);
+        copy_part(lanes, values, message + sizeof(LlHeader), value_bytes, of.part, of.parts);
     } else {
         copy_blocks(lanes, values, kLineContent, message + sizeof(LlHeader), step, kFirst, 0);
         copy_blocks(lanes, values + kFirst, kLineContent, message + step, step, value_bytes - kFirst, 0);
+    }
+    if (of.part != 0) return;
+    if (lanes.rank() == 0) {
+        args.recv_src_info[row] = static_cast<int32_t>(reinterpret_cast<const LlHeader*>(message)->token);
+        args.recv_src_info[view.shape.local_experts() * rows_max + row] = static_cast<int32_t>(of.choice);
     }
     if (!is_fp8(args.format)) return;
     const uint32_t n = ll_scale_bytes(hidden, args.format) / 4;  // floats, or four bytes of UE8M0, each in one block
     uint32_t* scales = static_cast<uint32_t*>(args.recv_scales);
     for (uint32_t i = lanes.rank(); i < n; i += lanes.size()) {
         const uint64_t at = stepped(sizeof(LlHeader) + value_bytes + 4 * static_cast<uint64_t>(i), step);
-        scales[(expert * n + i) * rows_max + row] = *reinterpret_cast<const uint32_t*>(message + at);
+        scales[(of.expert * static_cast<uint64_t>(n) + i) * rows_max + of.row] = *reinterpret_cast<const uint32_t*>(message + at);
     }
 }
 
-// The rows of one source for one local expert, in the order of its tokens and choices.
+// The rows that one token of a source makes here, or a share of that work. A source's rows for an expert are in the order
+// of its tokens.
 template <class Lanes>
 NVSHMEM_EFA_HD inline bool dispatch_unpack(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
-                                           uint32_t expert, uint32_t source) {
+                                           const LlRow& share, uint32_t source) {
+    const LlHeader* header = reinterpret_cast<const LlHeader*>(share.message);
+    const uint32_t local = view.shape.local_experts(), step = token_step(view, source);
     const auto is_wrong = [&](uint64_t wanted, uint64_t seen) {
         ll_fail(view.fault, LlWait::kContent, LlPhase::kDispatch, source, wanted, seen);
         return false;
     };
-    const uint32_t local = view.shape.local_experts(), n_tokens = view.counts[source * (1 + local)];
-    const int32_t global = static_cast<int32_t>(view.rank * local + expert);
-    const uint64_t range = static_cast<uint64_t>(args.recv_layout_range[static_cast<size_t>(expert) * view.shape.n_ranks + source]);
-    const uint32_t begin = static_cast<uint32_t>(range >> 32), end = begin + static_cast<uint32_t>(range);
-    const uint64_t rows_max = view.shape.rows_max();
-    uint32_t row = begin;
-    for (uint32_t i = 0; i < n_tokens; ++i) {
-        const uint8_t* message = token_in(view, epoch, source, i);
-        const LlHeader* header = reinterpret_cast<const LlHeader*>(message);
-        if (header->epoch != static_cast<uint32_t>(epoch)) return is_wrong(epoch, header->epoch);
-        for (uint32_t k = 0; k < kLlTopkMax; ++k) {
-            if (header->experts[k] != global) continue;
-            if (row == end) return is_wrong(end, row + 1);
-            dispatch_unpack_row(view, lanes, args, message, token_step(view, source), expert, row);
-            if (lanes.rank() == 0) {
-                args.recv_src_info[expert * rows_max + row] = static_cast<int32_t>(header->token);
-                args.recv_src_info[(static_cast<uint64_t>(local) + expert) * rows_max + row] = static_cast<int32_t>(k);
-            }
-            ++row;
-        }
+    if (header->epoch != static_cast<uint32_t>(epoch)) return is_wrong(epoch, header->epoch);
+    uint32_t mine = 0;
+    for (uint32_t k = lanes.rank(); k < kLlTopkMax; k += lanes.size())
+        if (static_cast<uint32_t>(header->experts[k]) - view.rank * local < local) mine |= 1u << k;  // -1 is beyond all
+    const uint32_t choices = lanes.unite(mine), n = bit_count(choices);
+    const uint32_t each = step == kLineContent && n != 0 && share.parts > n ? share.parts / n : 1;  // shares of a row
+    for (uint32_t i = share.part; i < n * each; i += share.parts) {
+        const uint32_t choice = nth_bit(choices, i % n), expert = static_cast<uint32_t>(header->experts[choice]) - view.rank * local;
+        const uint32_t count = view.counts[source * (1 + local) + 1 + expert], slot = header->slots[choice];
+        if (slot >= count) return is_wrong(count, slot);
+        const uint32_t row = rows_before(view, lanes, source, expert) + slot;
+        dispatch_unpack_row(view, lanes, args, step, {share.message, expert, row, choice, i / n, each});
     }
-    return row == end || is_wrong(end, row);
+    return true;
 }
 
 }  // namespace nvshmem_efa::ep

@@ -29,10 +29,12 @@ NVSHMEM_EFA_HD constexpr uint64_t stepped(uint64_t at, uint32_t step) { return a
 struct alignas(64) LlHeader {
     uint32_t token;                // index at the source
     uint32_t epoch;                // of the dispatch
-    int32_t experts[kLlTopkMax];   // of all ranks' numbering; -1: none
+    int16_t experts[kLlTopkMax];   // of all ranks' numbering; -1: none
+    uint16_t slots[kLlTopkMax];    // how many of the source's tokens before this one go to that expert: its row there
     uint32_t reserved[3];
 };
 static_assert(sizeof(LlHeader) == 64, "receivers read it at fixed places");
+static_assert(kLlExpertsMax <= 0x7fff && kLlTokensMax <= 0xffff, "the header's numbers of 16 bits");
 
 struct LlShape {
     uint32_t max_tokens;  // M
@@ -41,6 +43,7 @@ struct LlShape {
     uint32_t n_ranks;     // R
     NVSHMEM_EFA_HD uint32_t local_experts() const { return n_experts / n_ranks; }
     NVSHMEM_EFA_HD constexpr uint32_t topk_max() const { return n_experts < kLlTopkMax ? n_experts : kLlTopkMax; }
+    NVSHMEM_EFA_HD uint32_t mark_words() const { return (max_tokens + 31) / 32; }  // a bit for each token
     NVSHMEM_EFA_HD uint32_t rows_max() const { return n_ranks * max_tokens; }  // of a local expert
     NVSHMEM_EFA_HD constexpr bool is_same(const LlShape& other) const {
         return max_tokens == other.max_tokens && hidden == other.hidden && n_experts == other.n_experts && n_ranks == other.n_ranks;

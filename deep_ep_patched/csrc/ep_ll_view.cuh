@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ep_ll_blocks.cuh"
+#include "ep_team.h"
 #include "nvshmem_efa/counted.cuh"
 #include "nvshmem_efa/put.cuh"
 #include "nvshmem_efa/wait.cuh"
@@ -38,7 +39,7 @@ struct LlView {
     int32_t* masks;            // [R]: 1: the rank is left out, both ways
     uint64_t* sent;            // [phase][parity][R]: last epoch that this rank sent there; 0: none
     uint32_t* arrived;         // [phase][parity][R]: arrivals from there that are accounted for, modulo 2^31
-    int32_t* ordinals;         // [M][R]: which of the tokens for the rank this one is, or -1
+    uint32_t* marks;           // [parity][E + R][mark_words()]: which tokens name the expert, go to the rank: a bit each
     uint32_t* counts;          // [R][1 + El]: what the ranks' records say, as of this receive
     LlFault* fault;
     LlShape shape;
@@ -67,6 +68,8 @@ NVSHMEM_EFA_HD inline bool by_network(const LlView& view, uint32_t rank) { retur
 NVSHMEM_EFA_HD inline uint32_t owner_of(const LlView& view, int32_t expert) {
     return static_cast<uint32_t>(expert) / view.shape.local_experts();
 }
+// Whether a choice names an expert; -1 names none, and the GPU's choices nobody has looked at.
+NVSHMEM_EFA_HD inline bool is_expert(const LlView& view, int64_t expert) { return static_cast<uint64_t>(expert) < view.shape.n_experts; }
 // Blocks of the rows that a combine leaves: lines, if anybody's rows may come as lines, as one slot takes rows of any rank.
 NVSHMEM_EFA_HD inline uint32_t row_step(const LlView& view) { return view.has_lines ? kLineBytes : kLineContent; }
 NVSHMEM_EFA_HD inline uint32_t token_step(const LlView& view, uint32_t source) {
@@ -101,35 +104,39 @@ struct LlWaitFor {
     uint64_t wanted;
 };
 
-// Waits until `look(&seen)` is true. All members get the same answer, and see what it made known. Looks are acquires.
+// One lane's wait until `look(&seen)` is true.
+template <class Look>
+NVSHMEM_EFA_HD inline LlEnd ll_wait_alone(const LlView& view, const LlWaitFor& wait, const Look& look) {
+    uint64_t seen = 0, deadline = 0;
+    for (uint32_t turn = 0; !look(&seen); ++turn) {
+        if (is_masked(view, wait.rank)) return LlEnd::kMasked;  // by another wait, or by the program
+        if ((turn & 15u) == 15u) {
+            const uint64_t now = clock_ns();
+            if (deadline == 0) deadline = now + view.timeout_ns;
+            if (now > deadline && !look(&seen)) return ll_late(view, wait.what, wait.phase, wait.rank, wait.wanted, seen);
+            if (view.state && (turn & 1023u) == 1023u && !device::queues_are_good(*view.state))
+                return ll_fail(view.fault, LlWait::kNetwork, wait.phase, wait.rank, wait.wanted, seen);
+        }
+        wait_turn(turn);
+    }
+    return LlEnd::kThere;
+}
+
+// Rank 0 of the lanes waits. All get the same answer, and see what the look made known: looks are acquires.
 template <class Lanes, class Look>
 NVSHMEM_EFA_HD inline LlEnd ll_wait(const LlView& view, const Lanes& lanes, const LlWaitFor& wait, const Look& look) {
     LlEnd end = LlEnd::kThere;
-    if (lanes.rank() == 0) {
-        uint64_t seen = 0, deadline = 0;
-        for (uint32_t turn = 0; !look(&seen); ++turn) {
-            if (is_masked(view, wait.rank)) {  // by another wait, or by the program
-                end = LlEnd::kMasked;
-                break;
-            }
-            if ((turn & 15u) == 15u) {
-                const uint64_t now = clock_ns();
-                if (deadline == 0) deadline = now + view.timeout_ns;
-                if (now > deadline && !look(&seen)) {
-                    end = ll_late(view, wait.what, wait.phase, wait.rank, wait.wanted, seen);
-                    break;
-                }
-                if (view.state && (turn & 1023u) == 1023u && !device::queues_are_good(*view.state)) {
-                    end = ll_fail(view.fault, LlWait::kNetwork, wait.phase, wait.rank, wait.wanted, seen);
-                    break;
-                }
-            }
-            wait_turn(turn);
-        }
-    }
+    if (lanes.rank() == 0) end = ll_wait_alone(view, wait, look);
     end = static_cast<LlEnd>(lanes.share(static_cast<uint64_t>(end)));
     lanes.sync();
     return end;
+}
+// Each lane waits, for what its own look looks for. All get the same answer: that all of it is there.
+template <class Lanes, class Look>
+NVSHMEM_EFA_HD inline LlEnd ll_wait_each(const LlView& view, const Lanes& lanes, const LlWaitFor& wait, const Look& look) {
+    const LlEnd end = ll_wait_alone(view, wait, look);
+    if (lanes.any(end == LlEnd::kFailed)) return LlEnd::kFailed;
+    return lanes.any(end == LlEnd::kMasked) ? LlEnd::kMasked : LlEnd::kThere;
 }
 
 // ---- requests ----
@@ -201,10 +208,10 @@ NVSHMEM_EFA_HD inline LlEnd ll_wait_for_lines(const LlView& view, const Lanes& l
                                               const uint8_t* at, uint64_t bytes) {
     const LlWait what = phase == LlPhase::kDispatch ? LlWait::kTokens : LlWait::kRows;
     const uint64_t n = lines_of(bytes);
-    uint64_t line = 0;
-    return ll_wait(view, lanes, {what, phase, rank, epoch}, [&](uint64_t* seen) {
+    uint64_t line = lanes.rank();
+    return ll_wait_each(view, lanes, {what, phase, rank, epoch}, [&](uint64_t* seen) {
         // Acquire pairs with the device's placement of the line, which is whole and, in it, in order: the tag is last.
-        for (; line < n; ++line) {
+        for (; line < n; line += lanes.size()) {
             *seen = flag_load(reinterpret_cast<const uint64_t*>(at + line * kLineBytes + kLineContent));
             if (*seen != epoch) return false;
         }

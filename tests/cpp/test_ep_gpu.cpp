@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The host's side of the GPU executor, on a fake driver: memory, kernels and launches, and errors that kernels tell. No
 // kernel runs here; tests/gpu/run_deep_ep.py is for a GPU.
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "ep_gpu_launch.h"
 #include "ep_ll_rig.h"
@@ -36,6 +39,7 @@ struct Gpu {
     Gpu() {
         fake_cuda_reset(1);
         fake_cuda_kernel(nullptr);
+        fake_cuda_capture(0);
     }
 };
 
@@ -56,8 +60,8 @@ ep_ll_dispatch_args some_dispatch(int32_t phases = EP_SEND | EP_RECV) {
     return args;
 }
 
-Error dispatch(ep_group* group) {
-    ep_ll_dispatch_args args = some_dispatch();
+Error dispatch(ep_group* group, int32_t phases = EP_SEND | EP_RECV) {
+    ep_ll_dispatch_args args = some_dispatch(phases);
     return error_of(ep_ll_dispatch(group, &args));
 }
 
@@ -111,6 +115,7 @@ TEST(what_a_kernel_tells_is_the_error_of_the_next_call_and_of_all_after_it) {
         Gpu gpu;
         stop = one.stop;
         what = one.what;
+        fake_cuda_capture(1);  // so that the call does not wait for its kernel, as over a device that is not software
         fake_cuda_kernel([](void* first) {  // of the parameter
             GpuReport* const report = static_cast<GpuReport*>(first);
             report->stop = stop;
@@ -126,6 +131,45 @@ TEST(what_a_kernel_tells_is_the_error_of_the_next_call_and_of_all_after_it) {
             CHECK_FAILS(dispatch(group), Code::kPeer, "of no use since");
         });
     }
+}
+
+TEST(a_call_over_software_devices_returns_when_its_kernel_has_ended_unless_a_graph_takes_it) {
+    Gpu gpu;
+    static std::atomic<int> ended;
+    ended = 0;
+    fake_cuda_kernel([](void*) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        ++ended;
+    });
+    Ranks ranks(1, one_rank());
+    ranks.on_all([](int, ep_group* group) {
+        fake_cuda_use_device(0);
+        CHECK_OK(error_of(ep_load_kernels(group, kImage.data(), static_cast<int64_t>(kImage.size()))));
+        CHECK_OK(dispatch(group));
+        CHECK_EQ(ended.load(), 1);
+        CHECK_OK(dispatch(group, EP_SEND));
+        CHECK_EQ(ended.load(), 2);
+        fake_cuda_capture(1);
+        CHECK_OK(dispatch(group));
+        CHECK_EQ(ended.load(), 2);
+        CHECK_OK(error_of(ep_wait(group)));
+        CHECK_EQ(ended.load(), 3);
+    });
+}
+
+TEST(an_error_that_such_a_call_waits_for_is_its_own) {
+    Gpu gpu;
+    fake_cuda_kernel([](void* first) {
+        GpuReport* const report = static_cast<GpuReport*>(first);
+        report->stop = GpuStop::kBlocks;
+        __atomic_store_n(&report->is_set, 1, __ATOMIC_RELEASE);
+    });
+    Ranks ranks(1, one_rank());
+    ranks.on_all([](int, ep_group* group) {
+        fake_cuda_use_device(0);
+        CHECK_OK(error_of(ep_load_kernels(group, kImage.data(), static_cast<int64_t>(kImage.size()))));
+        CHECK_FAILS(dispatch(group), Code::kTimeout, "own blocks did not all run");
+    });
 }
 
 TEST(a_group_that_ends_gives_all_of_it_back) {

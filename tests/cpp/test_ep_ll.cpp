@@ -47,6 +47,24 @@ TEST(by_stores_every_row_and_every_sum_is_what_the_oracle_says) {
     }
 }
 
+TEST(more_tokens_than_one_word_of_marks_has_bits_keep_their_order) {
+    for (const int near : {1, 0}) {
+        const Settings settings(bad_network("efa3"));
+        Shape s;
+        s.ranks = s.nvlink = 2;
+        s.near = near;
+        s.M = 70;
+        s.H = 128;
+        Ranks ranks(s.ranks, options_of(s));
+        ranks.on_all([&](int rank, ep_group* group) {
+            uint64_t seed = 1;
+            for (const Routes routes : {Routes::kRandom, Routes::kFull, Routes::kRandom, Routes::kOneExpert})
+                exchange(Round(s, seed++, routes), rank, group, EP_LL_BF16);
+        });
+        ranks.close_all();
+    }
+}
+
 TEST(by_the_network_and_counters_with_everything_reordered_and_placed_twice) {
     const Settings settings(bad_network("efa3"));
     for (const int n : {2, 3}) exchange_all(far_apart(n, EP_ARRIVALS_COUNTERS), "arrivals by counters");

@@ -91,6 +91,7 @@ static_assert(sizeof(AccessDesc) == 12);
     X(stream_create, "cuStreamCreateWithPriority", Result, (Stream * stream, unsigned flags, int priority))            \
     X(stream_destroy, "cuStreamDestroy_v2", Result, (Stream stream))                                                   \
     X(stream_query, "cuStreamQuery", Result, (Stream stream))                                                          \
+    X(stream_is_capturing, "cuStreamIsCapturing", Result, (Stream stream, int* state))                                \
     X(stream_write_value32, "cuStreamWriteValue32_v2", Result,                                                         \
       (Stream stream, DevicePtr addr, uint32_t value, unsigned flags))                                                 \
     X(stream_write_value64, "cuStreamWriteValue64_v2", Result,                                                         \

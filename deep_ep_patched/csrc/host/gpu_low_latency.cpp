@@ -113,11 +113,21 @@ Status GpuLowLatency::check() {
     }
 }
 
-uint32_t GpuLowLatency::blocks_for(uint64_t items) const {
-    const uint64_t blocks = (items + kGpuWarps - 1) / kGpuWarps;
+// A block a token: each has about a block's worth of rows.
+uint32_t GpuLowLatency::blocks_for(const LlShape& shape) const {
     // Some are left to what must run while blocks wait for each other, as the driver's copies for a software device.
     const uint32_t most = gpu_.multiprocessors() > 2 * kLeftAlone ? gpu_.multiprocessors() - kLeftAlone : 1;
-    return static_cast<uint32_t>(std::clamp<uint64_t>(blocks, 1, most));
+    return std::clamp<uint32_t>(shape.max_tokens, 1, most);
+}
+
+// A kernel that talks to software devices waits for this host's threads, which copy GPU memory through the driver. What the
+// program does next may hold the driver until the kernel has ended, as torch's .cpu() does: neither would end. So the call
+// returns when the kernel has ended. In a graph it is for the program to wait for the stream before such a call.
+Status GpuLowLatency::let_soft_devices_work() {
+    if (!has_far_ranks_ || !group_.network()->is_soft()) return Status();
+    bool is_captured = false;
+    EFA_TRY(gpu_.is_capturing(&is_captured));
+    return is_captured ? Status() : wait();
 }
 
 Status GpuLowLatency::make_tables(const LlShape& shape) {
@@ -130,7 +140,7 @@ Status GpuLowLatency::make_tables(const LlShape& shape) {
                              shape.max_tokens, shape.hidden, shape.n_experts, shape.n_ranks, static_cast<unsigned long long>(at.bytes));
     if (has_far_ranks_) EFA_TRY(check_unread(shape, state_));
     const auto lay_out = [&](Parts& parts) {
-        view.ordinals = parts.take<int32_t>(static_cast<size_t>(shape.max_tokens) * shape.n_ranks);
+        view.marks = parts.take<uint32_t>(size_t{2} * (shape.n_experts + shape.n_ranks) * shape.mark_words());
         view.counts = parts.take<uint32_t>(static_cast<size_t>(shape.n_ranks) * (1 + shape.local_experts()));
     };
     Parts sizes;
@@ -160,26 +170,26 @@ Status GpuLowLatency::dispatch(const ep_ll_dispatch_args& args) {
     const LlShape shape = shape_in(args, group_.n_ranks());
     EFA_TRY(use_shape(shape));
     const DispatchLaunch launch{common_, args};
-    const uint64_t items = std::max<uint64_t>(shape.max_tokens, uint64_t{shape.local_experts()} * shape.n_ranks);
+    EFA_TRY(gpu_.launch(kDispatchSymbol, "low-latency dispatch", blocks_for(shape), kGpuThreads, &launch));
     ++launches_;
-    return gpu_.launch(kDispatchSymbol, "low-latency dispatch", blocks_for(items), kGpuThreads, &launch);
+    return let_soft_devices_work();
 }
 
 Status GpuLowLatency::combine(const ep_ll_combine_args& args) {
     const LlShape shape = shape_in(args, group_.n_ranks());
     EFA_TRY(use_shape(shape));
     const CombineLaunch launch{common_, args, combines_ + 1};
-    const uint64_t items = std::max<uint64_t>(shape.max_tokens + 1, uint64_t{shape.local_experts()} * shape.n_ranks);
-    EFA_TRY(gpu_.launch(kCombineSymbol, "low-latency combine", blocks_for(items), kGpuThreads, &launch));
+    EFA_TRY(gpu_.launch(kCombineSymbol, "low-latency combine", blocks_for(shape), kGpuThreads, &launch));
     if (args.phases & EP_SEND) ++combines_;
     ++launches_;
-    return Status();
+    return let_soft_devices_work();
 }
 
 Status GpuLowLatency::combine_buffer(const LlShape& shape, void** base, int64_t* stride_expert, int64_t* stride_row) {
     EFA_TRY(use_shape(shape));
     // The caller will write rows, later in the stream, over those of two combines ago: no request may read them any more.
     if (has_far_ranks_) EFA_TRY(reset(ResetStep::kSettle));
+    EFA_TRY(let_soft_devices_work());
     *base = row_out(common_.view, combines_ + 1, 0, 0);
     *stride_row = static_cast<int64_t>(common_.view.at.row_bytes / 2);
     *stride_expert = *stride_row * static_cast<int64_t>(shape.rows_max());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a group keeps for the low-latency mode on a GPU: tables and epochs in GPU memory, and launches. Calls put kernels
-// into the stream and wait for nothing, so that a CUDA graph may hold them; the first call of a shape makes tables and
-// waits. Has not run on a GPU yet.
+// into the stream and wait for nothing, so that a CUDA graph may hold them; but the first call of a shape makes tables and
+// waits, and over software devices each call that no graph captures waits for its kernel.
 #pragma once
 
 #include <vector>
@@ -34,7 +34,8 @@ class GpuLowLatency : public ModeState {
     Status make_tables(const LlShape& shape);
     Status check();  // what a kernel has told
     Status reset(ResetStep step);
-    uint32_t blocks_for(uint64_t items) const;
+    uint32_t blocks_for(const LlShape& shape) const;
+    Status let_soft_devices_work();
 
     Group& group_;
     GpuRuntime& gpu_;

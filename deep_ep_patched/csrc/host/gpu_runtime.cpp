@@ -196,6 +196,14 @@ Status GpuRuntime::look(const char* what) const {
     return result == cuda::kErrorNotReady ? Status() : named(result, what);
 }
 
+Status GpuRuntime::is_capturing(bool* is) const {
+    const cuda::ScopedContext scope(*driver_, context_);
+    int state = 0;  // CUstreamCaptureStatus: 0 none, 1 active, 2 invalidated
+    EFA_TRY(named(driver_->stream_is_capturing(stream_, &state), "cuStreamIsCapturing"));
+    *is = state != 0;
+    return Status();
+}
+
 Status GpuRuntime::wait(const char* what) {
     const cuda::ScopedContext scope(*driver_, context_);
     const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(4 * timeout_ms_);  // kernels end after their own waits

@@ -66,6 +66,7 @@ class GpuRuntime {
     // One parameter, by value. `what` names the kernel in errors. Waits for nothing.
     Status launch(const char* symbol, const char* what, uint32_t blocks, uint32_t threads, const void* parameter);
     uint32_t multiprocessors() const { return multiprocessors_; }
+    Status is_capturing(bool* is) const;  // the stream's work goes into a graph
 
     // All that was launched, on whatever stream, has ended. kTimeout: something runs on; nothing of it is freed then.
     Status wait(const char* what);

@@ -12,6 +12,7 @@ namespace nvshmem_efa::ep {
 namespace {
 
 constexpr OneLane kLane;
+constexpr OneTeam kTeam;
 
 Status state_of(ep_group* group, LlState** state) {
     EFA_TRY(check_group(group));
@@ -78,9 +79,11 @@ Status dispatch_send(Group& group, LlState& state, const ep_ll_dispatch_args& ar
     EFA_TRY(state.begin_send(LlPhase::kDispatch, &epoch));
     EFA_TRY(await_credits(state, LlPhase::kDispatch, epoch));
     const LlView& view = state.view();
-    for_ranks(view, [&](uint32_t rank) { return dispatch_plan(view, kLane, args, epoch, rank); });
+    for (uint32_t part = 0; part < mark_parts(args); ++part) dispatch_mark(view, kLane, args, epoch, part);
+    for_ranks(view, [&](uint32_t rank) { return dispatch_send_record(view, kTeam, args, epoch, rank); });
     EFA_TRY(state.fault());
-    split(group, args.n_tokens, [&](uint32_t token) { dispatch_send_token(view, kLane, args, epoch, token); });
+    split(group, args.n_tokens, [&](uint32_t token) { dispatch_send_token(view, kTeam, args, epoch, token); });
+    dispatch_clear_marks(view, kLane, epoch);
     raise_flags(view, LlPhase::kDispatch, epoch);
     return state.fault();
 }
@@ -91,13 +94,16 @@ Status dispatch_receive(Group& group, LlState& state, const ep_ll_dispatch_args&
     const LlView& view = state.view();
     ep_ll_dispatch_args mine = args;
     mine.wait_stats = state.begin_waits();
-    for_ranks(view, [&](uint32_t rank) { return dispatch_wait(view, kLane, mine, epoch, rank); });
+    for_ranks(view, [&](uint32_t rank) { return dispatch_wait(view, kTeam, mine, epoch, rank); });
     state.end_waits(args.wait_stats);
     EFA_TRY(state.fault());
     const uint32_t local = view.shape.local_experts();
     for (uint32_t expert = 0; expert < local; ++expert) dispatch_begin_rows(view, kLane, args, expert);
-    split(group, int64_t{local} * view.shape.n_ranks,
-          [&](uint32_t i) { dispatch_unpack(view, kLane, args, epoch, i % local, i / local); });
+    split(group, int64_t{view.shape.max_tokens} * view.shape.n_ranks, [&](uint32_t i) {
+        const uint32_t source = i / view.shape.max_tokens, ordinal = i % view.shape.max_tokens;
+        if (ordinal >= view.counts[source * (1 + local)]) return;
+        dispatch_unpack(view, kLane, args, epoch, {token_in(view, epoch, source, ordinal), 0, 0, 0, 0, 1}, source);
+    });
     EFA_TRY(state.fault());
     return give_credits(state, LlPhase::kDispatch, epoch);
 }

@@ -93,9 +93,9 @@ Status LlState::make_tables(const LlShape& shape, bool rows_out) {
     if (shape.is_same(view_.shape)) return Status();
     view_.shape = shape;
     view_.at = at;
-    ordinals_.assign(static_cast<size_t>(shape.max_tokens) * shape.n_ranks, -1);
+    marks_.assign(size_t{2} * (shape.n_experts + shape.n_ranks) * shape.mark_words(), 0);
     counts_.assign(static_cast<size_t>(shape.n_ranks) * (1 + shape.local_experts()), 0);
-    view_.ordinals = ordinals_.data();
+    view_.marks = marks_.data();
     view_.counts = counts_.data();
     return Status();
 }
@@ -183,6 +183,7 @@ Status LlState::empty_places() {
     // Tags that another shape's content left where this one's lines have theirs.
     if (view_.has_lines) std::memset(view_.base + view_.at.tokens_in, 0, view_.at.rows_out - view_.at.tokens_in);
     std::fill(sent_.begin(), sent_.end(), 0);
+    std::fill(marks_.begin(), marks_.end(), 0);
     if (!view_.state || view_.has_lines) return Status();
     const uint32_t n_ranks = view_.shape.n_ranks;
     for (uint32_t slot = 0; slot < 4; ++slot)

@@ -56,8 +56,7 @@ class LlState : public ModeState {
     bool has_far_ranks_ = false;
     std::vector<uint8_t*> stores_;
     std::vector<uint64_t> sent_;
-    std::vector<uint32_t> arrived_, counts_;
-    std::vector<int32_t> ordinals_;
+    std::vector<uint32_t> arrived_, counts_, marks_;
     std::vector<int64_t> waits_;
     int64_t waited_ns_ = 0;
 };

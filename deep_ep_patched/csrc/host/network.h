@@ -35,6 +35,7 @@ class Network {
     const GpuBlock& block() const { return block_; }     // the symmetric buffer on a GPU
     SharedSlab& slab() { return buffer_; }               // own words of this class, then the symmetric buffer
     size_t own_bytes() const { return own_bytes_; }
+    bool is_soft() const { return mode_ == "soft"; }     // this process's threads are the devices
     std::string describe() const;
     std::string stats_json() const;  // members of an object, without braces
 

@@ -5,29 +5,51 @@
 
 namespace nvshmem_efa::ep {
 
+inline constexpr uint32_t kRowPartsMax = 4, kTokenPartsMax = 32;  // warps that share a row, a sum
+
+__device__ static uint32_t shares(uint32_t warps, uint32_t n, uint32_t most) {
+    const uint32_t parts = n != 0 ? warps / n : 1;
+    return parts < 1 ? 1 : parts < most ? parts : most;
+}
+
 __device__ static bool send(const CombineLaunch& launch, GridSteps& steps, uint64_t epoch) {
     const LlView& view = launch.common.view;
-    const uint32_t local = view.shape.local_experts();
-    if (!gpu_begin_send(launch.common, steps, LlPhase::kCombine, epoch)) return false;
-    const auto rows = [&](uint32_t i) { combine_send(view, steps.lanes(), launch.args, epoch, i % local, i / local); };
-    if (!steps.step(local * view.shape.n_ranks, rows)) return false;
-    gpu_raise_flags(launch.common, steps, LlPhase::kCombine, epoch);
+    const uint32_t local = view.shape.local_experts(), n_ranks = view.shape.n_ranks;
+    // While credits come: all rows of all experts behind one another. A masked source's are among them, and are not sent.
+    const uint32_t n = steps.number(local, [&](uint32_t expert) {
+        const LlRows last = rows_of(view, launch.args, expert, n_ranks - 1);
+        return last.begin + last.count;
+    });
+    if (!gpu_begin_send(launch.common, steps, LlPhase::kCombine, epoch, 0, [](uint32_t) { return true; })) return false;
+    const uint32_t parts = view.state ? 1 : shares(steps.warps(), n, kRowPartsMax);  // the network takes a row in one
+    steps.for_items(n * parts, [&](uint32_t i) {
+        const GridSteps::Found row = steps.find(local, i % n);
+        const uint32_t source = source_of(view, steps.lanes(), launch.args, row.heap, row.number);
+        if (is_masked(view, source)) return true;
+        return combine_send_row(view, steps.lanes(), launch.args, epoch, {row.heap, row.number, source, i / n, parts});
+    });
+    gpu_end_send(launch.common, steps, LlPhase::kCombine, epoch);
     return true;
 }
 
 __device__ static bool receive(const CombineLaunch& launch, GridSteps& steps, uint64_t epoch) {
     constexpr LlPhase kPhase = LlPhase::kCombine;
     const LlView& view = launch.common.view;
-    if (!steps.step(view.shape.n_ranks, [&](uint32_t rank) { combine_wait(view, steps.lanes(), launch.args, epoch, rank); })) return false;
-    // Our own rows of this epoch become complete beside the sums: the credits say so, too.
+    steps.for_items(view.shape.n_ranks, [&](uint32_t rank) { return combine_wait(view, steps.lanes(), launch.args, epoch, rank); });
+    if (!steps.gate()) return false;
     const uint32_t n_tokens = static_cast<uint32_t>(launch.args.n_tokens);
-    const auto reduce = [&](uint32_t i) {
-        if (i != 0) return combine_reduce(view, steps.lanes(), launch.args, epoch, i - 1);
-        if (steps.lanes().rank() == 0) ll_settle(view, kPhase);
-        __syncwarp();
-    };
-    if (!steps.step(n_tokens + 1, reduce)) return false;
-    gpu_give_credits(launch.common, steps, kPhase, epoch);
+    const uint32_t parts = shares(steps.warps(), n_tokens, kTokenPartsMax);
+    // Our own rows of this epoch become complete beside the sums: the credits say so, too.
+    steps.for_items(n_tokens * parts + 1, [&](uint32_t i) {
+        if (i == n_tokens * parts) {
+            const bool is_settled = steps.lanes().rank() != 0 || ll_settle(view, kPhase);
+            __syncwarp();
+            return is_settled;
+        }
+        combine_reduce_share(view, steps.lanes(), launch.args, epoch, i % n_tokens, i / n_tokens, parts);
+        return true;
+    });
+    gpu_end_receive(launch.common, steps, kPhase, epoch);
     return true;
 }
 
@@ -41,8 +63,7 @@ __global__ void __launch_bounds__(kGpuThreads, 1) combine(const __grid_constant_
         return;
     }
     if (is_sending && !send(launch, steps, turn.send)) return;
-    if ((launch.args.phases & EP_RECV) && !receive(launch, steps, turn.receive)) return;
-    steps.end();
+    if (launch.args.phases & EP_RECV) receive(launch, steps, turn.receive);
 }
 
 }  // namespace nvshmem_efa::ep

@@ -5,27 +5,46 @@
 
 namespace nvshmem_efa::ep {
 
+inline constexpr uint32_t kPartsMax = 16;  // warps that share what one token brings
+
 __device__ static bool send(const DispatchLaunch& launch, GridSteps& steps, uint64_t epoch) {
     constexpr LlPhase kPhase = LlPhase::kDispatch;
     const LlView& view = launch.common.view;
-    if (!gpu_begin_send(launch.common, steps, kPhase, epoch)) return false;
-    // Behind the gate nobody writes `ordinals` of this epoch any more.
-    if (!steps.step(view.shape.n_ranks, [&](uint32_t rank) { dispatch_plan(view, steps.lanes(), launch.args, epoch, rank); })) return false;
-    const auto token = [&](uint32_t i) { dispatch_send_token(view, steps.lanes(), launch.args, epoch, i); };
-    if (!steps.step(static_cast<uint32_t>(launch.args.n_tokens), token)) return false;
-    gpu_raise_flags(launch.common, steps, kPhase, epoch);
+    const uint32_t n_tokens = static_cast<uint32_t>(launch.args.n_tokens), n_ranks = view.shape.n_ranks;
+    const auto mark = [&](uint32_t i) {
+        dispatch_mark(view, steps.lanes(), launch.args, epoch, i);
+        return true;
+    };
+    if (!gpu_begin_send(launch.common, steps, kPhase, epoch, mark_parts(launch.args), mark)) return false;
+    // Tokens first: a block has two teams, and there are more teams than tokens, as a rule.
+    steps.for_teams(n_tokens + n_ranks + 1, [&](const WarpTeam& team, uint32_t i) {
+        if (i < n_tokens) return dispatch_send_token(view, team, launch.args, epoch, i);
+        if (i < n_tokens + n_ranks) return dispatch_send_record(view, team, launch.args, epoch, (view.rank + i - n_tokens) % n_ranks);
+        dispatch_clear_marks(view, team.all(), epoch);
+        return true;
+    });
+    gpu_end_send(launch.common, steps, kPhase, epoch);
     return true;
 }
 
 __device__ static bool receive(const DispatchLaunch& launch, GridSteps& steps, uint64_t epoch) {
-    constexpr LlPhase kPhase = LlPhase::kDispatch;
     const LlView& view = launch.common.view;
-    const uint32_t local = view.shape.local_experts();
-    if (!steps.step(view.shape.n_ranks, [&](uint32_t rank) { dispatch_wait(view, steps.lanes(), launch.args, epoch, rank); })) return false;
-    if (!steps.step(local, [&](uint32_t expert) { dispatch_begin_rows(view, steps.lanes(), launch.args, expert); })) return false;
-    const auto unpack = [&](uint32_t i) { dispatch_unpack(view, steps.lanes(), launch.args, epoch, i % local, i / local); };
-    if (!steps.step(local * view.shape.n_ranks, unpack)) return false;
-    gpu_give_credits(launch.common, steps, kPhase, epoch);
+    const uint32_t local = view.shape.local_experts(), n_ranks = view.shape.n_ranks;
+    steps.for_teams(n_ranks, [&](const WarpTeam& team, uint32_t rank) { return dispatch_wait(view, team, launch.args, epoch, rank); });
+    if (!steps.gate()) return false;
+    const uint32_t n = steps.number(n_ranks, [&](uint32_t source) { return view.counts[source * (1 + local)]; });
+    const uint32_t spare = steps.warps() > local && n != 0 ? (steps.warps() - local) / n : 1;
+    const uint32_t parts = spare < 1 ? 1 : spare < kPartsMax ? spare : kPartsMax;
+    steps.for_items(n * parts + local, [&](uint32_t i) {
+        if (i < n * parts) {
+            const GridSteps::Found token = steps.find(n_ranks, i % n);
+            const LlRow share{token_in(view, epoch, token.heap, token.number), 0, 0, 0, i / n, parts};
+            return dispatch_unpack(view, steps.lanes(), launch.args, epoch, share, token.heap);
+        }
+        dispatch_begin_rows(view, steps.lanes(), launch.args, i - n * parts);
+        return true;
+    });
+    gpu_end_receive(launch.common, steps, LlPhase::kDispatch, epoch);
     return true;
 }
 
@@ -34,8 +53,7 @@ __global__ void __launch_bounds__(kGpuThreads, 1) dispatch(const __grid_constant
     GpuTurn turn;
     if (!gpu_turn(launch.common, LlPhase::kDispatch, launch.args.phases, &turn)) return;
     if ((launch.args.phases & EP_SEND) && !send(launch, steps, turn.send)) return;
-    if ((launch.args.phases & EP_RECV) && !receive(launch, steps, turn.receive)) return;
-    steps.end();
+    if (launch.args.phases & EP_RECV) receive(launch, steps, turn.receive);
 }
 
 }  // namespace nvshmem_efa::ep

@@ -15,6 +15,8 @@ __device__ static void empty_places(const LlView& view) {
     zero(view.base, view.at.control_bytes);
     if (view.has_lines) zero(view.base + view.at.tokens_in, view.at.rows_out - view.at.tokens_in);
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, n_ranks = view.shape.n_ranks;
+    const uint32_t n_marks = 2 * (view.shape.n_experts + n_ranks) * view.shape.mark_words();
+    for (uint32_t at = i; at < n_marks; at += gridDim.x * blockDim.x) view.marks[at] = 0;
     for (uint32_t at = i; at < 4 * n_ranks; at += gridDim.x * blockDim.x) {
         view.sent[at] = 0;
         const uint32_t rank = at % n_ranks;

@@ -127,6 +127,11 @@ FAKE_EXPORT int cuStreamQuery(void* stream) {
     ENTER_CONTEXT("cuStreamQuery");
     return static_cast<Stream*>(stream)->is_idle() ? 0 : kNotReady;
 }
+FAKE_EXPORT int cuStreamIsCapturing(void*, int* answer) {
+    ENTER_CONTEXT("cuStreamIsCapturing");
+    *answer = state().is_capturing ? 1 : 0;
+    return 0;
+}
 FAKE_EXPORT int cuStreamWriteValue32_v2(void* stream, uint64_t addr, uint32_t value, unsigned flags) {
     ENTER_CONTEXT("cuStreamWriteValue32");
     return flags != 0 ? kInvalidValue : push_write(stream, addr, value, 4);

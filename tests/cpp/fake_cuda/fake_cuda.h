@@ -23,6 +23,7 @@ uint64_t fake_cuda_violations();
 void fake_cuda_delay_us(uint32_t longest);  // before each stream operation; default 20
 void fake_cuda_stall(int stall);            // streams stand still
 void fake_cuda_gpu_full(int full);          // kernels stay queued
+void fake_cuda_capture(int capture);         // streams are being captured, if asked; work runs all the same
 void fake_cuda_old_driver(int old);         // pointer attributes from 18 on are unknown
 uint64_t fake_cuda_same_device_copies();    // device-to-device copies that a driver may have run on an SM
 int fake_cuda_open_mappings();              // IPC mappings, VMM mappings and handles, host registrations

@@ -155,6 +155,7 @@ FAKE_EXPORT uint64_t fake_cuda_violations() {
 }
 FAKE_EXPORT void fake_cuda_delay_us(uint32_t longest) { state().delay_us = longest; }
 FAKE_EXPORT void fake_cuda_stall(int stall) { state().is_stalled = stall != 0; }
+FAKE_EXPORT void fake_cuda_capture(int capture) { state().is_capturing = capture != 0; }
 FAKE_EXPORT void fake_cuda_gpu_full(int full) { state().is_full = full != 0; }
 FAKE_EXPORT void fake_cuda_old_driver(int old) { state().is_old = old != 0; }
 FAKE_EXPORT uint64_t fake_cuda_same_device_copies() { return state().same_device_copies; }

@@ -63,7 +63,7 @@ struct State {
     int host_registrations = 0;
     uint64_t last_id = 0;
     uint64_t violations = 0;
-    std::atomic<bool> is_forbidden{false}, is_stalled{false}, is_full{false}, is_old{false};
+    std::atomic<bool> is_forbidden{false}, is_stalled{false}, is_full{false}, is_old{false}, is_capturing{false};
     std::atomic<uint32_t> delay_us{20};
     std::atomic<uint64_t> seed{1};
     std::atomic<uint64_t> same_device_copies{0};

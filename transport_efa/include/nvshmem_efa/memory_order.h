@@ -95,6 +95,13 @@ __device__ inline uint8_t load_acquire_sys(const uint8_t* from) {
     asm volatile("ld.acquire.sys.global.u8 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
     return static_cast<uint8_t>(value);
 }
+// The word alone: nothing else is ordered by it.
+__device__ inline void store_relaxed_sys(uint64_t* to, uint64_t value) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
+__device__ inline void or_relaxed_gpu(uint32_t* at, uint32_t bits) {
+    asm volatile("red.or.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(bits) : "memory");
+}
 __device__ inline void store_release_sys(uint32_t* to, uint32_t value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
@@ -177,6 +184,14 @@ NVSHMEM_EFA_HD inline uint64_t load_acquire_sys(const uint64_t* from) { return l
 NVSHMEM_EFA_HD inline uint8_t load_acquire_sys(const uint8_t* from) {
     NVSHMEM_EFA_STEP();
     return __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
+NVSHMEM_EFA_HD inline void store_relaxed_sys(uint64_t* to, uint64_t value) {
+    NVSHMEM_EFA_STEP();
+    __atomic_store_n(to, value, __ATOMIC_RELAXED);
+}
+NVSHMEM_EFA_HD inline void or_relaxed_gpu(uint32_t* at, uint32_t bits) {
+    NVSHMEM_EFA_STEP();
+    __atomic_fetch_or(at, bits, __ATOMIC_RELAXED);
 }
 NVSHMEM_EFA_HD inline void store_release_sys(uint32_t* to, uint32_t value) { store_release_gpu(to, value); }
 NVSHMEM_EFA_HD inline void store_release_sys(uint64_t* to, uint64_t value) { store_release_gpu(to, value); }
