@@ -101,7 +101,7 @@ NVSHMEM_EFA_HD inline void dispatch_write(const LlView& view, const Lanes& lanes
     for (uint32_t k = lanes.rank(); k < kLlTopkMax; k += lanes.size()) {
         const int64_t expert = k < n_topk ? experts[k] : -1;
         const bool is_one = is_expert(view, expert);
-        header->experts[k] = static_cast<int16_t>(is_one ? expert : -1);
+        header->experts[k] = static_cast<uint16_t>(is_one ? expert : kLlNoExpert);
         header->slots[k] = static_cast<uint16_t>(is_one ? marks_before(marks_of(view, epoch, static_cast<uint32_t>(expert)), token) : 0);
     }
     uint8_t* values = at + sizeof(LlHeader);
@@ -309,7 +309,7 @@ NVSHMEM_EFA_HD inline bool dispatch_unpack(const LlView& view, const Lanes& lane
     if (header->epoch != static_cast<uint32_t>(epoch)) return is_wrong(epoch, header->epoch);
     uint32_t mine = 0;
     for (uint32_t k = lanes.rank(); k < kLlTopkMax; k += lanes.size())
-        if (static_cast<uint32_t>(header->experts[k]) - view.rank * local < local) mine |= 1u << k;  // -1 is beyond all
+        if (static_cast<uint32_t>(header->experts[k]) - view.rank * local < local) mine |= 1u << k;  // no expert is beyond all
     const uint32_t choices = lanes.unite(mine), n = bit_count(choices);
     const uint32_t each = step == kLineContent && n != 0 && share.parts > n ? share.parts / n : 1;  // shares of a row
     for (uint32_t i = share.part; i < n * each; i += share.parts) {

@@ -26,15 +26,16 @@ NVSHMEM_EFA_HD constexpr uint64_t stepped(uint64_t at, uint32_t step) { return a
 
 // What is before a token's values in its message: the same for all receivers, so a token is sent from one place. Each
 // finds the experts that are its own; the place in `experts` is the choice.
+inline constexpr uint16_t kLlNoExpert = 0xffff;
 struct alignas(64) LlHeader {
     uint32_t token;                // index at the source
     uint32_t epoch;                // of the dispatch
-    int16_t experts[kLlTopkMax];   // of all ranks' numbering; -1: none
+    uint16_t experts[kLlTopkMax];  // of all ranks' numbering; kLlNoExpert: none
     uint16_t slots[kLlTopkMax];    // how many of the source's tokens before this one go to that expert: its row there
     uint32_t reserved[3];
 };
 static_assert(sizeof(LlHeader) == 64, "receivers read it at fixed places");
-static_assert(kLlExpertsMax <= 0x7fff && kLlTokensMax <= 0xffff, "the header's numbers of 16 bits");
+static_assert(2 * kLlExpertsMax <= kLlNoExpert && kLlTokensMax <= 0xffff, "the header's numbers of 16 bits");
 
 struct LlShape {
     uint32_t max_tokens;  // M

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 import nvshmem_efa
-from nvshmem_efa.bench_cli import bench_transport
+from nvshmem_efa.bench_cli import bench_ep, bench_transport
 from nvshmem_efa.errors import EfaError, ExitCode
 
 PROFILES = ("efa2", "efa3", "efa4")
@@ -171,6 +171,7 @@ def bench_host(as_json: bool) -> int:
 
 
 bench.add_command(bench_transport)
+bench.add_command(bench_ep)
 
 
 @cli.command()

@@ -4,7 +4,8 @@
 """deep_ep on GPUs: low-latency dispatch and combine, in all formats and ways, against the oracle of tests/deep_ep.
 
 One rank sends to itself through the network; more ranks are a process and a GPU each, or share the GPUs there are (then
-their times mean nothing). One line a case; exit code 0 when all are good. Ends within its deadline, whatever happens. `--device cpu` tries this program where there is no GPU.
+their times mean nothing). One line a case; exit code 0 when all are good. Ends within its deadline, whatever happens.
+`--device cpu` tries this program where there is no GPU. `--suites` chooses: basic cases, or those of deep_ep_suites.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "deep_ep"))
+import deep_ep_suites
 
 
 class Alone:
@@ -78,13 +80,23 @@ def finish(event: Any, hook: Any) -> None:
 
 
 def run(rank: int, options: argparse.Namespace, group: Any) -> int:
-    """All cases of one rank; the number of those that failed. A failed exchange ends the run."""
+    """All suites of one rank; the number of cases that failed. A failed exchange ends the run."""
+    import low_latency_rig as rig
+
+    device = "cpu" if options.device == "cpu" else f"cuda:{rank % torch.cuda.device_count()}"
+    rig.TOKENS = options.tokens
+    suites = options.suites.split(",")
+    failed = basic(rank, options, group, device) if "basic" in suites else 0
+    more = deep_ep_suites.Run(rank, options, group, device, Alone())
+    return failed + sum(deep_ep_suites.run_suite(more, suite) for suite in suites)
+
+
+def basic(rank: int, options: argparse.Namespace, group: Any, device: str) -> int:
+    """Every format in every way, through one Buffer."""
     import low_latency_rig as rig
 
     import deep_ep
 
-    device = "cpu" if options.device == "cpu" else f"cuda:{rank % torch.cuda.device_count()}"
-    rig.TOKENS = options.tokens
     size = deep_ep.Buffer.get_low_latency_rdma_size_hint(rig.TOKENS, options.hidden, options.ranks, options.experts)
     started = time.monotonic()
     buffer = deep_ep.Buffer(
@@ -141,15 +153,24 @@ def rank_process(rank: int, options: argparse.Namespace, port: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, default=1, help="each a process, and a GPU of its own where there are enough")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="each a process, and a GPU of its own where there are enough"
+    )
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--tokens", type=int, default=32, help="M, at most, of a rank")
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--suites", default="basic", help="of basic, graph, storm, stop; with commas, or all")
+    parser.add_argument("--rounds", type=int, default=100, help="of each case of storm")
     parser.add_argument("--no-stores", action="store_true", help="all between ranks by the network")
     parser.add_argument("--deadline-s", type=float, default=180)
     options = parser.parse_args()
+    if options.suites == "all":
+        options.suites = ",".join(deep_ep_suites.SUITES)
+    unknown = set(options.suites.split(",")) - set(deep_ep_suites.SUITES)
+    if unknown:
+        parser.error(f"--suites: there is no {', '.join(sorted(unknown))}")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
