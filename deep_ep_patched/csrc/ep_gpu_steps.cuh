@@ -18,6 +18,8 @@ __device__ inline void gpu_stop(const GpuCommon& common, GpuStop stop, LlPhase p
     order::store_release_sys(&report->is_set, 1u);  // pairs with the host's acquire in GpuRuntime::check()
 }
 
+static_assert(kGpuThreads == 2 * kTeamThreads, "the teams' barriers");
+
 class GridSteps {
  public:
     __device__ GridSteps(const GpuCommon& common, LlPhase phase) : common_(common), phase_(phase), lanes_{threadIdx.x % 32u} {
@@ -127,9 +129,9 @@ class GridSteps {
     // Counts this block; what it stored happens before what the last one does. How many have come, with this one.
     __device__ static uint32_t arrive(uint32_t* come, bool is_bad) {
         const uint32_t one = is_bad ? 0x10001u : 1u;
-        __threadfence();  // release: pairs with the fence below of the block that comes last, through the sum
+        order::fence_gpu();  // release: pairs with the fence below of the block that comes last, through the sum
         const uint32_t sum = atomicAdd(come, one) + one;
-        if ((sum & 0xffffu) == gridDim.x) __threadfence();  // acquire: pairs with the others' fence above
+        if ((sum & 0xffffu) == gridDim.x) order::fence_gpu();  // acquire: pairs with the others' fence above
         return sum;
     }
     __device__ bool meet(bool is_bad, uint32_t* now) const {
@@ -149,7 +151,7 @@ class GridSteps {
                 return false;
             }
         }
-        __threadfence();  // acquire: with the load that saw the lap; pairs with the release above
+        order::fence_gpu();  // acquire: with the load that saw the lap; pairs with the release above
         return true;
     }
 
@@ -164,15 +166,15 @@ class GridSteps {
 // behind it. False: this call is out of order, which the host is told.
 struct GpuTurn {
     uint64_t send, receive;
+    bool is_good;
 };
-__device__ inline bool gpu_turn(const GpuCommon& common, LlPhase phase, int32_t phases, GpuTurn* turn) {
+__device__ inline GpuTurn gpu_turn(const GpuCommon& common, LlPhase phase, int32_t phases) {
     const GpuEpochs& epochs = common.words->epochs[static_cast<uint32_t>(phase)];
     const uint64_t sent = epochs.sent, received = epochs.received;
-    *turn = {sent + 1, received + 1};
     const bool is_sending = (phases & EP_SEND) != 0;
     const bool is_good = is_sending ? sent - received < 2 : sent > received;
     if (!is_good && blockIdx.x == 0 && threadIdx.x == 0) gpu_stop(common, GpuStop::kOrder, phase);
-    return is_good;
+    return {sent + 1, received + 1, is_good};
 }
 
 // ---- what both phases do ----
@@ -185,7 +187,7 @@ __device__ inline bool gpu_begin_send(const GpuCommon& common, GridSteps& steps,
     const uint32_t n_ranks = view.shape.n_ranks;
     steps.for_items(n_ranks + 1 + n, [&](uint32_t i) {
         if (i > n_ranks) return body(i - n_ranks - 1);
-        if (i < n_ranks) return is_masked(view, i) || ll_wait_for_credit(view, steps.lanes(), phase, epoch, i) != LlEnd::kFailed;
+        if (i < n_ranks) return ll_wait_for_credit(view, steps.lanes(), phase, epoch, i) != LlEnd::kFailed;
         const bool is_settled = steps.lanes().rank() != 0 || ll_settle(view, phase);
         __syncwarp();
         return is_settled;

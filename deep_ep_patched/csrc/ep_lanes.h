@@ -84,7 +84,23 @@ NVSHMEM_EFA_HD inline void copy_rows(const Lanes& lanes, void* to, const void* f
 #endif
 }
 
+// Will be read soon. On the CPU nothing: it looks ahead by itself.
+template <class Lanes>
+NVSHMEM_EFA_HD inline void prefetch(const Lanes& lanes, const void* from, size_t bytes) {
+#if defined(__CUDA_ARCH__)
+    for (size_t at = 128 * static_cast<size_t>(lanes.rank()); at < bytes; at += 128 * static_cast<size_t>(lanes.size()))
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(static_cast<const uint8_t*>(from) + at));
+#else
+    static_cast<void>(lanes), static_cast<void>(from), static_cast<void>(bytes);
+#endif
+}
+
 // The share of one of `parts` groups in such a copy.
+template <class Lanes>
+NVSHMEM_EFA_HD inline void prefetch_part(const Lanes& lanes, const void* from, size_t bytes, uint32_t part, uint32_t parts) {
+    const size_t each = (bytes / 16 + parts - 1) / parts * 16, begin = part * each;
+    if (begin < bytes) prefetch(lanes, static_cast<const uint8_t*>(from) + begin, bytes - begin < each ? bytes - begin : each);
+}
 template <class Lanes>
 NVSHMEM_EFA_HD inline void copy_part(const Lanes& lanes, void* to, const void* from, size_t bytes, uint32_t part, uint32_t parts) {
     const size_t each = (bytes / 16 + parts - 1) / parts * 16, begin = part * each;

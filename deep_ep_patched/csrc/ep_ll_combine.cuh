@@ -13,7 +13,7 @@
 namespace nvshmem_efa::ep {
 
 NVSHMEM_EFA_HD inline uint8_t* row_out(const LlView& view, uint64_t epoch, uint32_t expert, uint32_t row) {
-    const uint64_t first = static_cast<uint64_t>(parity_of(epoch)) * view.shape.local_experts() + expert;
+    const uint64_t first = static_cast<uint64_t>(parity_of(epoch)) * view.local + expert;
     return view.base + view.at.rows_out + (first * view.shape.rows_max() + row) * view.at.row_bytes;
 }
 // Where the row of a token's choice arrives, from the buffer's start.
@@ -36,13 +36,17 @@ struct LlRowShare {
     uint32_t expert, row, source;
     uint32_t part, parts;
 };
+NVSHMEM_EFA_HD inline const uint8_t* row_of(const LlView& view, const ep_ll_combine_args& args, uint64_t epoch, uint32_t expert, uint32_t row) {
+    if (args.zero_copy) return row_out(view, epoch, expert, row);
+    return static_cast<const uint8_t*>(args.x) + (expert * static_cast<uint64_t>(view.shape.rows_max()) + row) * 2 * view.shape.hidden;
+}
 template <class Lanes>
 NVSHMEM_EFA_HD inline bool combine_send_row(const LlView& view, const Lanes& lanes, const ep_ll_combine_args& args, uint64_t epoch,
                                             const LlRowShare& of) {
     const uint64_t rows_max = view.shape.rows_max(), bytes = 2 * static_cast<uint64_t>(view.shape.hidden), at = of.expert * rows_max + of.row;
-    const int32_t token = args.recv_src_info[at], choice = args.recv_src_info[view.shape.local_experts() * rows_max + at];
+    const int32_t token = args.recv_src_info[at], choice = args.recv_src_info[view.local * rows_max + at];
     uint8_t* out = row_out(view, epoch, of.expert, of.row);
-    const uint8_t* from = args.zero_copy ? out : static_cast<const uint8_t*>(args.x) + at * bytes;
+    const uint8_t* from = row_of(view, args, epoch, of.expert, of.row);
     const uint64_t to = row_in(view, epoch, static_cast<uint32_t>(token), static_cast<uint32_t>(choice));
     if (!by_network(view, of.source)) {
         if (row_step(view) == kLineContent) copy_part(lanes, view.stores[of.source] + to, from, bytes, of.part, of.parts);
@@ -82,11 +86,11 @@ NVSHMEM_EFA_HD inline bool combine_wait(const LlView& view, const Lanes& lanes, 
     constexpr LlPhase kPhase = LlPhase::kCombine;
     const uint64_t start = clock_ns(), bytes = 2 * static_cast<uint64_t>(view.shape.hidden);
     const uint32_t n_topk = static_cast<uint32_t>(args.n_topk), n = static_cast<uint32_t>(args.n_tokens) * n_topk;
-    const uint64_t local = view.shape.local_experts();
+    const uint64_t local = view.local;
     const auto is_of_rank = [&](uint32_t i) { return static_cast<uint64_t>(args.topk_idx[i]) - rank * local < local; };  // -1 is no rank's
     LlEnd end = is_masked(view, rank) ? LlEnd::kMasked : LlEnd::kThere;
     if (end == LlEnd::kThere && !by_network(view, rank)) {
-        end = ll_wait_for_flag(view, lanes, kPhase, epoch, rank);
+        end = ll_agree(lanes, lanes.rank() == 0 ? ll_wait_for_flag(view, kPhase, epoch, rank) : LlEnd::kThere);
     } else if (end == LlEnd::kThere && view.has_lines) {
         for (uint32_t i = 0; i < n && end == LlEnd::kThere; ++i) {
             const uint8_t* row = view.base + row_in(view, epoch, i / n_topk, i % n_topk);
@@ -190,12 +194,17 @@ __device__ inline void reduce_words(const LlView& view, const WarpLanes& lanes, 
 }
 __device__ inline void combine_reduce_share(const LlView& view, const WarpLanes& lanes, const ep_ll_combine_args& args, uint64_t epoch,
                                             uint32_t token, uint32_t part, uint32_t parts) {
-    const LlTerms terms = terms_of(view, lanes, args, token);
     const uint8_t* const rows = view.base + row_in(view, epoch, token, 0);
     uint16_t* const out = static_cast<uint16_t*>(args.combined_x) + static_cast<size_t>(token) * view.shape.hidden;
     const uint32_t bytes = 2 * view.shape.hidden, word_bytes = row_step(view) == kLineContent ? sizeof(uint4) : sizeof(uint2);
     const uint32_t n = bytes / word_bytes, each = ((n + parts - 1) / parts + 31) / 32 * 32, first = part * each;
     const uint32_t end = first + each < n ? first + each : n;
+    if (first >= end) return;
+    // Of plain rows: while it is looked up which of them count.
+    if (word_bytes == sizeof(uint4))
+        for (int32_t k = 0; k < args.n_topk; ++k)
+            prefetch(lanes, rows + k * view.at.row_bytes + first * sizeof(uint4), (end - first) * sizeof(uint4));
+    const LlTerms terms = terms_of(view, lanes, args, token);
     if (word_bytes == sizeof(uint4)) reduce_words<uint4>(view, lanes, terms, rows, out, first, end);
     else reduce_words<uint2>(view, lanes, terms, rows, out, first, end);
 }

@@ -71,7 +71,7 @@ NVSHMEM_EFA_HD inline bool dispatch_send_record(const LlView& view, const Team& 
                                                 uint32_t rank) {
     if (is_masked(view, rank)) return true;
     const auto all = team.all();
-    const uint32_t local = view.shape.local_experts(), n_tokens = static_cast<uint32_t>(args.n_tokens);
+    const uint32_t local = view.local, n_tokens = static_cast<uint32_t>(args.n_tokens);
     const uint64_t to = view.at.records_in + (parity_of(epoch) * view.shape.n_ranks + view.rank) * view.at.record_bytes;
     const uint64_t from = view.at.records_out + (parity_of(epoch) * view.shape.n_ranks + rank) * view.at.record_bytes;
     const bool is_far = by_network(view, rank);
@@ -98,7 +98,8 @@ NVSHMEM_EFA_HD inline void dispatch_write(const LlView& view, const Lanes& lanes
         header->token = token;
         header->epoch = static_cast<uint32_t>(epoch);
     }
-    for (uint32_t k = lanes.rank(); k < kLlTopkMax; k += lanes.size()) {
+    // By the last lanes, as the first have more to cast.
+    for (uint32_t k = lanes.size() - 1 - lanes.rank(); k < kLlTopkMax; k += lanes.size()) {
         const int64_t expert = k < n_topk ? experts[k] : -1;
         const bool is_one = is_expert(view, expert);
         header->experts[k] = static_cast<uint16_t>(is_one ? expert : kLlNoExpert);
@@ -126,7 +127,7 @@ struct LlTargets {
 };
 template <class Lanes>
 NVSHMEM_EFA_HD inline LlTargets targets_of(const LlView& view, const Lanes& lanes, const int64_t* experts, uint32_t n_topk) {
-    const int64_t local = view.shape.local_experts();
+    const int64_t local = view.local;
     LlTargets mine{};
     for (uint32_t k = lanes.rank(); k < n_topk; k += lanes.size()) {
         if (!is_expert(view, experts[k])) continue;
@@ -146,17 +147,28 @@ NVSHMEM_EFA_HD inline bool dispatch_send_token(const LlView& view, const Team& t
     const uint32_t n_topk = static_cast<uint32_t>(args.n_topk);
     const int64_t* experts = args.topk_idx + static_cast<size_t>(token) * n_topk;
     const auto lanes = team.lanes();
+    prefetch(team.all(), static_cast<const uint16_t*>(args.x) + static_cast<size_t>(token) * static_cast<uint32_t>(args.hidden),
+             2 * static_cast<size_t>(args.hidden));
     const LlTargets to = targets_of(view, lanes, experts, n_topk);
     if ((to.near | to.far) == 0) return true;
     uint8_t* out = view.base + view.at.tokens_out + (parity_of(epoch) * view.shape.max_tokens + token) * view.at.token_bytes;
     const uint32_t bytes = ll_message_bytes(static_cast<uint32_t>(args.hidden), args.format);
-    const auto rank_of = [&](uint32_t choice) { return owner_of(view, static_cast<int32_t>(experts[choice])); };
-    dispatch_write(view, team.all(), args, epoch, token, out);
+    struct Way {
+        uint32_t rank;
+        bool is_open;
+        uint64_t place;
+    };
+    const auto way_of = [&](uint32_t choice) -> Way {
+        const uint32_t rank = owner_of(view, static_cast<int32_t>(experts[choice]));
+        return {rank, !is_masked(view, rank), place_at(view, epoch, token, rank)};
+    };
     const uint32_t n_near = bit_count(to.near), parts = n_near != 0 && n_near < team.warps() ? team.warps() / n_near : 1;
+    Way way{};  // the first one's is looked up before the cast, so that the loads' times do not add up
+    if (n_near != 0) way = way_of(nth_bit(to.near, team.warp() % n_near));
+    dispatch_write(view, team.all(), args, epoch, token, out);
     for (uint32_t i = team.warp(); i < n_near * parts; i += team.warps()) {
-        const uint32_t rank = rank_of(nth_bit(to.near, i % n_near));
-        if (is_masked(view, rank)) continue;
-        copy_part(lanes, view.stores[rank] + place_at(view, epoch, token, rank), out, bytes, i / n_near, parts);
+        if (i != team.warp()) way = way_of(nth_bit(to.near, i % n_near));
+        if (way.is_open) copy_part(lanes, view.stores[way.rank] + way.place, out, bytes, i / n_near, parts);
     }
     if (to.far == 0) return true;
     if (view.has_lines) {
@@ -166,42 +178,41 @@ NVSHMEM_EFA_HD inline bool dispatch_send_token(const LlView& view, const Team& t
     }
     bool is_good = true;
     for (uint32_t i = team.warp(); i < bit_count(to.far); i += team.warps()) {
-        const uint32_t rank = rank_of(nth_bit(to.far, i));
-        if (is_masked(view, rank)) continue;
+        const Way far = way_of(nth_bit(to.far, i));
+        if (!far.is_open) continue;
         // What other groups wrote is before it by the team's sync(); the request's doorbell is cumulative over that.
-        is_good = ll_put_content(view, lanes, LlPhase::kDispatch, epoch, view.base + place_at(view, epoch, token, rank), out, bytes, rank) && is_good;
+        is_good = ll_put_content(view, lanes, LlPhase::kDispatch, epoch, view.base + far.place, out, bytes, far.rank) && is_good;
     }
     return is_good;
 }
 
 // ---- receive ----
 
+// One lane's wait for its words of a record, and for what the first of them says. A masked source has sent none.
 template <class Lanes>
 NVSHMEM_EFA_HD inline LlEnd dispatch_wait_for_record(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args,
                                                      uint64_t epoch, uint32_t source) {
     constexpr LlPhase kPhase = LlPhase::kDispatch;
-    const uint32_t n_words = 1 + view.shape.local_experts();
+    const uint32_t n_words = 1 + view.local;
     const uint64_t at = view.at.records_in + (parity_of(epoch) * view.shape.n_ranks + source) * view.at.record_bytes;
     const uint64_t* words = word_at(view.base, at, 0);
     uint32_t* counts = view.counts + source * n_words;
-    uint32_t word = lanes.rank();
-    const LlEnd end = ll_wait_each(view, lanes, {LlWait::kRecord, kPhase, source, epoch}, [&](uint64_t* seen) {
+    uint32_t word = lanes.rank(), first = 0;
+    const bool is_out = is_masked(view, source);  // looked at last, so that the two loads' times do not add up
+    const LlEnd end = ll_wait_alone(view, {LlWait::kRecord, kPhase, source, epoch}, [&](uint64_t* seen) {
         for (; word < n_words; word += lanes.size()) {
             // Its own flag, and all that it tells: from the device's placement, or dispatch_send_record()'s store.
             *seen = order::load_relaxed_sys(words + word);
             if (*seen >> 32 != (epoch & 0xffffffffu)) return false;
-            counts[word] = static_cast<uint32_t>(*seen);
+            if (word == 0) first = static_cast<uint32_t>(*seen);
+            counts[word] = static_cast<uint32_t>(*seen) & (word == 0 ? 0xffffu : ~0u);
         }
         return true;
     });
-    if (end != LlEnd::kThere) return end;
-    lanes.sync();
-    const uint32_t tag = counts[0] >> 16, n = counts[0] & 0xffffu, mine = dispatch_shape_tag(view.shape, args.format);
-    lanes.sync();  // all have read it before it is changed
+    if (is_out || end != LlEnd::kThere || lanes.rank() != 0) return is_out ? LlEnd::kMasked : end;
+    const uint32_t tag = first >> 16, n = first & 0xffffu, mine = dispatch_shape_tag(view.shape, args.format);
     if (tag != mine) return ll_fail(view.fault, LlWait::kShape, kPhase, source, mine, tag);
     if (n > view.shape.max_tokens) return ll_fail(view.fault, LlWait::kContent, kPhase, source, view.shape.max_tokens, n);
-    if (lanes.rank() == 0) counts[0] = n;
-    lanes.sync();
     return end;
 }
 
@@ -214,23 +225,24 @@ template <class Team>
 NVSHMEM_EFA_HD inline bool dispatch_wait(const LlView& view, const Team& team, const ep_ll_dispatch_args& args, uint64_t epoch,
                                          uint32_t source) {
     const uint64_t start = clock_ns();
-    uint32_t* counts = view.counts + source * (1 + view.shape.local_experts());
-    LlEnd end = LlEnd::kMasked;
-    // With one answer for the team: a mask may be set right now.
-    if (!team.all().any(is_masked(view, source))) end = dispatch_wait_for_record(view, team.all(), args, epoch, source);
+    uint32_t* counts = view.counts + source * (1 + view.local);
+    const auto all = team.all();
+    LlEnd end = dispatch_wait_for_record(view, all, args, epoch, source);
+    // One waits for the flag at the same time: another than the first, where there is one.
+    const bool is_near = !by_network(view, source);
+    if (is_near && end == LlEnd::kThere && all.rank() == all.size() - 1) end = ll_wait_for_flag(view, LlPhase::kDispatch, epoch, source);
+    end = ll_agree(all, end);
     if (team.warp() != 0) return end != LlEnd::kFailed;
     const auto lanes = team.lanes();
     const uint32_t bytes = ll_message_bytes(static_cast<uint32_t>(args.hidden), args.format);
-    if (end == LlEnd::kThere && !by_network(view, source)) {
-        end = ll_wait_for_flag(view, lanes, LlPhase::kDispatch, epoch, source);
-    } else if (end == LlEnd::kThere && view.has_lines) {
+    if (end == LlEnd::kThere && !is_near && view.has_lines) {
         for (uint32_t i = 0; i < counts[0] && end == LlEnd::kThere; ++i)
             end = ll_wait_for_lines(view, lanes, LlPhase::kDispatch, epoch, source, token_in(view, epoch, source, i), bytes);
-    } else if (end == LlEnd::kThere) {
+    } else if (end == LlEnd::kThere && !is_near) {
         end = ll_wait_for_counts(view, lanes, LlPhase::kDispatch, epoch, source, counts[0], bytes);
     }
     if (end == LlEnd::kMasked)
-        for (uint32_t i = lanes.rank(); i <= view.shape.local_experts(); i += lanes.size()) counts[i] = 0;
+        for (uint32_t i = lanes.rank(); i <= view.local; i += lanes.size()) counts[i] = 0;
     if (args.wait_stats && lanes.rank() == 0) args.wait_stats[source] += static_cast<int64_t>(clock_ns() - start);
     return end != LlEnd::kFailed;
 }
@@ -238,7 +250,7 @@ NVSHMEM_EFA_HD inline bool dispatch_wait(const LlView& view, const Team& team, c
 // Rows that the sources before this one have for a local expert: by rank, one behind the other.
 template <class Lanes>
 NVSHMEM_EFA_HD inline uint32_t rows_before(const LlView& view, const Lanes& lanes, uint32_t source, uint32_t expert) {
-    const uint32_t n_words = 1 + view.shape.local_experts();
+    const uint32_t n_words = 1 + view.local;
     uint32_t n = 0;
     for (uint32_t i = lanes.rank(); i < source; i += lanes.size()) n += view.counts[i * n_words + 1 + expert];
     return lanes.sum(n);
@@ -247,7 +259,7 @@ NVSHMEM_EFA_HD inline uint32_t rows_before(const LlView& view, const Lanes& lane
 // What the caller learns of a local expert's rows.
 template <class Lanes>
 NVSHMEM_EFA_HD inline void dispatch_begin_rows(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint32_t expert) {
-    const uint32_t n_ranks = view.shape.n_ranks, n_words = 1 + view.shape.local_experts();
+    const uint32_t n_ranks = view.shape.n_ranks, n_words = 1 + view.local;
     uint32_t end = 0;
     for (uint32_t first = 0; first < n_ranks; first += lanes.size()) {
         const uint32_t source = first + lanes.rank(), count = source < n_ranks ? view.counts[source * n_words + 1 + expert] : 0;
@@ -284,7 +296,7 @@ NVSHMEM_EFA_HD inline void dispatch_unpack_row(const LlView& view, const Lanes& 
     if (of.part != 0) return;
     if (lanes.rank() == 0) {
         args.recv_src_info[row] = static_cast<int32_t>(reinterpret_cast<const LlHeader*>(message)->token);
-        args.recv_src_info[view.shape.local_experts() * rows_max + row] = static_cast<int32_t>(of.choice);
+        args.recv_src_info[view.local * rows_max + row] = static_cast<int32_t>(of.choice);
     }
     if (!is_fp8(args.format)) return;
     const uint32_t n = ll_scale_bytes(hidden, args.format) / 4;  // floats, or four bytes of UE8M0, each in one block
@@ -301,7 +313,7 @@ template <class Lanes>
 NVSHMEM_EFA_HD inline bool dispatch_unpack(const LlView& view, const Lanes& lanes, const ep_ll_dispatch_args& args, uint64_t epoch,
                                            const LlRow& share, uint32_t source) {
     const LlHeader* header = reinterpret_cast<const LlHeader*>(share.message);
-    const uint32_t local = view.shape.local_experts(), step = token_step(view, source);
+    const uint32_t local = view.local, step = token_step(view, source);
     const auto is_wrong = [&](uint64_t wanted, uint64_t seen) {
         ll_fail(view.fault, LlWait::kContent, LlPhase::kDispatch, source, wanted, seen);
         return false;

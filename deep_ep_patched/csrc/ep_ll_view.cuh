@@ -45,6 +45,7 @@ struct LlView {
     LlShape shape;
     LlLayout at;
     uint32_t rank;
+    uint32_t local;            // experts of a rank: shape.local_experts(), which is a division
     uint64_t timeout_ns;
     bool has_lines;            // arrivals by lines; else by counts
     bool is_shrink;            // a rank that is late is masked
@@ -66,7 +67,7 @@ NVSHMEM_EFA_HD inline bool is_masked(const LlView& view, uint32_t rank) {
 }
 NVSHMEM_EFA_HD inline bool by_network(const LlView& view, uint32_t rank) { return view.stores[rank] == nullptr; }
 NVSHMEM_EFA_HD inline uint32_t owner_of(const LlView& view, int32_t expert) {
-    return static_cast<uint32_t>(expert) / view.shape.local_experts();
+    return static_cast<uint32_t>(expert) / view.local;
 }
 // Whether a choice names an expert; -1 names none, and the GPU's choices nobody has looked at.
 NVSHMEM_EFA_HD inline bool is_expert(const LlView& view, int64_t expert) { return static_cast<uint64_t>(expert) < view.shape.n_experts; }
@@ -131,12 +132,15 @@ NVSHMEM_EFA_HD inline LlEnd ll_wait(const LlView& view, const Lanes& lanes, cons
     lanes.sync();
     return end;
 }
-// Each lane waits, for what its own look looks for. All get the same answer: that all of it is there.
-template <class Lanes, class Look>
-NVSHMEM_EFA_HD inline LlEnd ll_wait_each(const LlView& view, const Lanes& lanes, const LlWaitFor& wait, const Look& look) {
-    const LlEnd end = ll_wait_alone(view, wait, look);
+// One answer of what the lanes have each waited for: that all of it is there.
+template <class Lanes>
+NVSHMEM_EFA_HD inline LlEnd ll_agree(const Lanes& lanes, LlEnd end) {
     if (lanes.any(end == LlEnd::kFailed)) return LlEnd::kFailed;
     return lanes.any(end == LlEnd::kMasked) ? LlEnd::kMasked : LlEnd::kThere;
+}
+template <class Lanes, class Look>
+NVSHMEM_EFA_HD inline LlEnd ll_wait_each(const LlView& view, const Lanes& lanes, const LlWaitFor& wait, const Look& look) {
+    return ll_agree(lanes, ll_wait_alone(view, wait, look));
 }
 
 // ---- requests ----
@@ -221,17 +225,19 @@ NVSHMEM_EFA_HD inline LlEnd ll_wait_for_lines(const LlView& view, const Lanes& l
 
 // ---- who may send, who has got all ----
 
-// Before anything of `epoch` is sent to the rank: it has consumed what it was sent in these places before.
+// Before anything of `epoch` is sent to the rank: it has consumed what it was sent in these places before. Of a masked rank
+// nothing is noted, as nothing will be sent to it.
 template <class Lanes>
 NVSHMEM_EFA_HD inline LlEnd ll_wait_for_credit(const LlView& view, const Lanes& lanes, LlPhase phase, uint64_t epoch, uint32_t rank) {
     const uint32_t place = place_of(view, phase, epoch, rank);
     const uint64_t wanted = view.sent[place];
+    const bool is_out = is_masked(view, rank);  // looked at last, so that the two loads' times do not add up
     const uint64_t* credit = word_at(view.base, view.at.credits_in, place);
     const LlEnd end = ll_wait(view, lanes, {LlWait::kCredit, phase, rank, wanted}, [&](uint64_t* seen) {
         *seen = flag_load(credit);  // pairs with the rank's ll_give_credit(): it reads nothing there any more
         return *seen >= wanted;
     });
-    if (end == LlEnd::kThere && lanes.rank() == 0) view.sent[place] = epoch;
+    if (end == LlEnd::kThere && !is_out && lanes.rank() == 0) view.sent[place] = epoch;
     return end;
 }
 
@@ -262,11 +268,11 @@ NVSHMEM_EFA_HD inline void ll_raise_flag(const LlView& view, const Lanes& lanes,
     uint64_t* flag = word_at(view.stores[rank], view.at.flags_in, place_of(view, phase, epoch, view.rank));
     flag_store(lanes, flag, epoch);  // pairs with ll_wait_for_flag()
 }
-template <class Lanes>
-NVSHMEM_EFA_HD inline LlEnd ll_wait_for_flag(const LlView& view, const Lanes& lanes, LlPhase phase, uint64_t epoch, uint32_t rank) {
+// One lane's wait.
+NVSHMEM_EFA_HD inline LlEnd ll_wait_for_flag(const LlView& view, LlPhase phase, uint64_t epoch, uint32_t rank) {
     const uint64_t* flag = word_at(view.base, view.at.flags_in, place_of(view, phase, epoch, rank));
     const LlWait what = phase == LlPhase::kDispatch ? LlWait::kTokens : LlWait::kRows;
-    return ll_wait(view, lanes, {what, phase, rank, epoch}, [&](uint64_t* seen) {
+    return ll_wait_alone(view, {what, phase, rank, epoch}, [&](uint64_t* seen) {
         *seen = flag_load(flag);  // pairs with ll_raise_flag()
         return *seen == epoch;
     });

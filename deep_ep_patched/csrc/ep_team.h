@@ -21,22 +21,25 @@ struct OneTeam {
 #if defined(__CUDACC__)
 inline constexpr uint32_t kTeamWarps = 8;
 inline constexpr uint32_t kTeamThreads = 32 * kTeamWarps;
+static_assert(kTeamThreads == 256, "in the barriers below");
 
-// Teams of a block have barriers of their own, 1 and up; 0 is the block's (PTX ISA 8.0, "bar").
+// A block has two teams, which have barriers of their own, 1 and 2; 0 is the block's (PTX ISA 8.0, "bar"). The numbers are
+// constants: of others racecheck knows nothing, and then takes what __syncthreads() orders for races, too.
 struct TeamLanes {
     __device__ uint32_t rank() const { return threadIdx.x % kTeamThreads; }
     __device__ uint32_t size() const { return kTeamThreads; }
     __device__ void sync() const {
-        asm volatile("bar.sync %0, %1;" ::"r"(1 + threadIdx.x / kTeamThreads), "r"(kTeamThreads) : "memory");
+        if (threadIdx.x < kTeamThreads) asm volatile("bar.sync 1, 256;" ::: "memory");
+        else asm volatile("bar.sync 2, 256;" ::: "memory");
     }
     __device__ bool any(bool value) const {
         uint32_t is_one;
-        asm volatile(
-            "{ .reg .pred mine, ones;\n\tsetp.ne.u32 mine, %1, 0;\n\tbar.red.or.pred ones, %2, %3, mine;\n\t"
-            "selp.u32 %0, 1, 0, ones; }"
-            : "=r"(is_one)
-            : "r"(value ? 1u : 0u), "r"(1 + threadIdx.x / kTeamThreads), "r"(kTeamThreads)
-            : "memory");
+        if (threadIdx.x < kTeamThreads)
+            asm volatile("{ .reg .pred p, q;\n\tsetp.ne.u32 p, %1, 0;\n\tbar.red.or.pred q, 1, 256, p;\n\tselp.u32 %0, 1, 0, q; }"
+                         : "=r"(is_one) : "r"(value ? 1u : 0u) : "memory");
+        else
+            asm volatile("{ .reg .pred p, q;\n\tsetp.ne.u32 p, %1, 0;\n\tbar.red.or.pred q, 2, 256, p;\n\tselp.u32 %0, 1, 0, q; }"
+                         : "=r"(is_one) : "r"(value ? 1u : 0u) : "memory");
         return is_one != 0;
     }
 };

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -31,6 +32,12 @@ class Batch:
         self.x, self.idx, self.weights = x.to(job.device), idx.to(job.device), weights.to(job.device)
         # Cast on the CPU: torch divides on a GPU by multiplying with an inverse, which rounds twice.
         self._fp8 = tuple(part.to(job.device) for part in per_token_cast_to_fp8(x))
+
+    def empty(self) -> Batch:
+        """The same with no tokens."""
+        none = copy.copy(self)
+        none.x, none.idx, none.weights = self.x[:0], self.idx[:0], self.weights[:0]
+        return none
 
     def sent(self, use_fp8: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Its tokens as they travel."""
@@ -134,17 +141,18 @@ def _by_stores(job: RankJob) -> None:
     if job.on_gpu:
         _time_graphs(exchange, rows, handle, n)
     exchange.check(True)
+    _time_nothing(exchange, n)
     exchange.buffer.destroy()
     for name, row_bytes in (("FP8", plan.hidden + plan.hidden // 128 * 4), ("BF16", 2 * plan.hidden)):
         source = torch.ones(rows_sent * row_bytes, dtype=torch.uint8, device=job.device)
         target = torch.empty_like(source)
 
-        def copy(mark: Callable[[], None], source: torch.Tensor = source, target: torch.Tensor = target) -> None:
+        def copy_all(mark: Callable[[], None], source: torch.Tensor = source, target: torch.Tensor = target) -> None:
             mark()
             target.copy_(source)
             mark()
 
-        values = job.rounds(copy, ("copy",), n)["copy"]
+        values = job.rounds(copy_all, ("copy",), n)["copy"]
         _row(job, "ceiling", f"copy of the same bytes, {name}", "us", values, source.numel())
 
 
@@ -195,6 +203,29 @@ def _time_combine(exchange: Exchange, rows: torch.Tensor, handle: Any, n: int, n
         _row(job, "stores", f"combine BF16: {half} half", "us", samples[half])
 
 
+def _time_nothing(exchange: Exchange, n: int) -> None:
+    """Calls with no tokens: launch, credits, gates and flags are left."""
+    job, plan = exchange.job, exchange.job.plan
+    batch, exchange.batch = exchange.batch, exchange.batch.empty()
+    rows = torch.zeros(
+        (plan.experts // plan.ranks, plan.ranks * plan.tokens, plan.hidden), dtype=torch.bfloat16, device=job.device
+    )
+    handle = exchange.dispatch(True)[2]
+    calls: dict[str, Callable[[], object]] = {
+        "dispatch FP8": lambda: exchange.dispatch(True),
+        "combine BF16": lambda: exchange.combine(rows, handle),
+    }
+    for name, call in calls.items():
+
+        def whole(mark: Callable[[], None], call: Callable[[], object] = call) -> None:
+            mark()
+            call()
+            mark()
+
+        _row(job, "stores", f"{name} of no tokens", "us", job.rounds(whole, ("whole",), n)["whole"])
+    exchange.batch = batch
+
+
 def _time_graphs(exchange: Exchange, rows: torch.Tensor, handle: Any, n: int) -> None:  # noqa: ANN401
     """The same kernels back to back: what is left when the host and the events cost nothing."""
     job = exchange.job
@@ -222,25 +253,36 @@ def _by_network(job: RankJob) -> None:
     """Counts: what a token costs a network that carries everything. Over software devices there is no speed to tell."""
     n = 2 if job.plan.quick else 5
     exchange = Exchange(job, "network")
+    plan, idx = job.plan, exchange.batch.idx
+    owners = idx // (plan.experts // plan.ranks)
+    far = [rank for rank in range(plan.ranks) if rank != job.rank or plan.ranks == 1]
+    tokens = sum(int((owners == rank).any(dim=1).sum()) for rank in far)
+    choices = sum(int((owners == rank).sum()) for rank in far)
+    words = len(far) * 8 * (2 + plan.experts // plan.ranks)  # a record and a credit for each rank
     for name, use_fp8 in FORMATS.items():
         rows, handle = exchange.check(use_fp8)
-        _count(exchange, f"dispatch {name}", n, lambda use_fp8=use_fp8: exchange.dispatch(use_fp8))  # type: ignore[misc]
-    _count(exchange, "combine BF16", n, lambda: exchange.combine(rows, handle))
+        message = 64 + (plan.hidden + plan.hidden // 128 * 4 if use_fp8 else 2 * plan.hidden)
+        call = lambda use_fp8=use_fp8: exchange.dispatch(use_fp8)  # noqa: E731
+        _count(exchange, f"dispatch {name}", n, call, tokens * message + words)
+    _count(
+        exchange, "combine BF16", n, lambda: exchange.combine(rows, handle), choices * 2 * plan.hidden + 8 * len(far)
+    )
     if job.on_gpu:
         _outside_waiting(exchange, rows, handle, n)
     exchange.buffer.destroy()
 
 
-def _count(exchange: Exchange, what: str, n: int, call: Callable[[], object]) -> None:
-    job = exchange.job
-    before = exchange.stats()
+def _count(exchange: Exchange, what: str, n: int, call: Callable[[], object], n_bytes: int) -> None:
+    """Requests as the queues have counted them. Nobody counts bytes and doorbells of those who post for themselves."""
+    job, tokens = exchange.job, max(1, exchange.job.plan.tokens)
+    before = exchange.stats()["gpu_work_requests"]
     for _ in range(n):
         call()
     job.synchronize()
-    after = exchange.stats()
-    for name, said in (("gpu_work_requests", "work requests"), ("bytes_put", "bytes"), ("doorbells", "doorbells")):
-        value = (after[name] - before[name]) / n / max(1, job.plan.tokens)
-        _row(job, "network", f"{what}: {said} a token", "", [value])
+    requests = (exchange.stats()["gpu_work_requests"] - before) / n / tokens
+    _row(job, "network", f"{what}: work requests a token", "", [requests])
+    _row(job, "network", f"{what}: bytes a token, by the layout of messages", "", [n_bytes / tokens])
+    _row(job, "network", f"{what}: doorbells a token, at most (each request rings, or one behind it)", "", [requests])
 
 
 def _outside_waiting(exchange: Exchange, rows: torch.Tensor, handle: Any, n: int) -> None:  # noqa: ANN401

@@ -152,6 +152,7 @@ Status GpuLowLatency::make_tables(const LlShape& shape) {
     Parts parts(tables_.data());
     lay_out(parts);
     view.shape = shape;
+    view.local = shape.local_experts();
     view.at = at;
     return Status();
 }

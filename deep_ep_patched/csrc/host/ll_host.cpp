@@ -97,7 +97,7 @@ Status dispatch_receive(Group& group, LlState& state, const ep_ll_dispatch_args&
     for_ranks(view, [&](uint32_t rank) { return dispatch_wait(view, kTeam, mine, epoch, rank); });
     state.end_waits(args.wait_stats);
     EFA_TRY(state.fault());
-    const uint32_t local = view.shape.local_experts();
+    const uint32_t local = view.local;
     for (uint32_t expert = 0; expert < local; ++expert) dispatch_begin_rows(view, kLane, args, expert);
     split(group, int64_t{view.shape.max_tokens} * view.shape.n_ranks, [&](uint32_t i) {
         const uint32_t source = i / view.shape.max_tokens, ordinal = i % view.shape.max_tokens;
@@ -113,7 +113,7 @@ Status combine_send_all(Group& group, LlState& state, const ep_ll_combine_args& 
     EFA_TRY(state.begin_send(LlPhase::kCombine, &epoch));
     EFA_TRY(await_credits(state, LlPhase::kCombine, epoch));
     const LlView& view = state.view();
-    const uint32_t local = view.shape.local_experts();
+    const uint32_t local = view.local;
     split(group, int64_t{local} * view.shape.n_ranks, [&](uint32_t i) { combine_send(view, kLane, args, epoch, i % local, i / local); });
     raise_flags(view, LlPhase::kCombine, epoch);
     return state.fault();

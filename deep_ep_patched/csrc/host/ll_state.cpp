@@ -92,6 +92,7 @@ Status LlState::make_tables(const LlShape& shape, bool rows_out) {
     EFA_TRY(network.commit(static_cast<int64_t>(rows_out ? at.bytes : at.rows_out)));
     if (shape.is_same(view_.shape)) return Status();
     view_.shape = shape;
+    view_.local = shape.local_experts();
     view_.at = at;
     marks_.assign(size_t{2} * (shape.n_experts + shape.n_ranks) * shape.mark_words(), 0);
     counts_.assign(static_cast<size_t>(shape.n_ranks) * (1 + shape.local_experts()), 0);

@@ -14,7 +14,7 @@ __device__ static uint32_t shares(uint32_t warps, uint32_t n, uint32_t most) {
 
 __device__ static bool send(const CombineLaunch& launch, GridSteps& steps, uint64_t epoch) {
     const LlView& view = launch.common.view;
-    const uint32_t local = view.shape.local_experts(), n_ranks = view.shape.n_ranks;
+    const uint32_t local = view.local, n_ranks = view.shape.n_ranks;
     // While credits come: all rows of all experts behind one another. A masked source's are among them, and are not sent.
     const uint32_t n = steps.number(local, [&](uint32_t expert) {
         const LlRows last = rows_of(view, launch.args, expert, n_ranks - 1);
@@ -24,6 +24,8 @@ __device__ static bool send(const CombineLaunch& launch, GridSteps& steps, uint6
     const uint32_t parts = view.state ? 1 : shares(steps.warps(), n, kRowPartsMax);  // the network takes a row in one
     steps.for_items(n * parts, [&](uint32_t i) {
         const GridSteps::Found row = steps.find(local, i % n);
+        // While it is looked up whose it is.
+        prefetch_part(steps.lanes(), row_of(view, launch.args, epoch, row.heap, row.number), 2 * view.shape.hidden, i / n, parts);
         const uint32_t source = source_of(view, steps.lanes(), launch.args, row.heap, row.number);
         if (is_masked(view, source)) return true;
         return combine_send_row(view, steps.lanes(), launch.args, epoch, {row.heap, row.number, source, i / n, parts});
@@ -54,9 +56,9 @@ __device__ static bool receive(const CombineLaunch& launch, GridSteps& steps, ui
 }
 
 __global__ void __launch_bounds__(kGpuThreads, 1) combine(const __grid_constant__ CombineLaunch launch) {
+    const GpuTurn turn = gpu_turn(launch.common, LlPhase::kCombine, launch.args.phases);
     GridSteps steps(launch.common, LlPhase::kCombine);
-    GpuTurn turn;
-    if (!gpu_turn(launch.common, LlPhase::kCombine, launch.args.phases, &turn)) return;
+    if (!turn.is_good) return;
     const bool is_sending = (launch.args.phases & EP_SEND) != 0;
     if (is_sending && launch.args.zero_copy && parity_of(launch.zero_copy_epoch) != parity_of(turn.send)) {
         if (steps.is_first_thread()) gpu_stop(launch.common, GpuStop::kZeroCopy, LlPhase::kCombine);

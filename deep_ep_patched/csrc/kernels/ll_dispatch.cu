@@ -29,7 +29,7 @@ __device__ static bool send(const DispatchLaunch& launch, GridSteps& steps, uint
 
 __device__ static bool receive(const DispatchLaunch& launch, GridSteps& steps, uint64_t epoch) {
     const LlView& view = launch.common.view;
-    const uint32_t local = view.shape.local_experts(), n_ranks = view.shape.n_ranks;
+    const uint32_t local = view.local, n_ranks = view.shape.n_ranks;
     steps.for_teams(n_ranks, [&](const WarpTeam& team, uint32_t rank) { return dispatch_wait(view, team, launch.args, epoch, rank); });
     if (!steps.gate()) return false;
     const uint32_t n = steps.number(n_ranks, [&](uint32_t source) { return view.counts[source * (1 + local)]; });
@@ -49,9 +49,9 @@ __device__ static bool receive(const DispatchLaunch& launch, GridSteps& steps, u
 }
 
 __global__ void __launch_bounds__(kGpuThreads, 1) dispatch(const __grid_constant__ DispatchLaunch launch) {
+    const GpuTurn turn = gpu_turn(launch.common, LlPhase::kDispatch, launch.args.phases);
     GridSteps steps(launch.common, LlPhase::kDispatch);
-    GpuTurn turn;
-    if (!gpu_turn(launch.common, LlPhase::kDispatch, launch.args.phases, &turn)) return;
+    if (!turn.is_good) return;
     if ((launch.args.phases & EP_SEND) && !send(launch, steps, turn.send)) return;
     if (launch.args.phases & EP_RECV) receive(launch, steps, turn.receive);
 }

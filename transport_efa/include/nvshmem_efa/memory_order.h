@@ -108,6 +108,7 @@ __device__ inline void store_release_sys(uint32_t* to, uint32_t value) {
 __device__ inline void store_release_sys(uint64_t* to, uint64_t value) {
     asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
 }
+__device__ inline void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }  // cheaper than __threadfence(), which is fence.sc
 __device__ inline void fence_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 // A release, which compiles to MEMBAR.SYS and the store: the MEMBAR ends when all earlier stores of the thread, and those
 // it has seen of others, are out; nothing after it is issued before. A fence and a relaxed store are the same MEMBAR,
