@@ -24,7 +24,7 @@ inline constexpr uint32_t kTeamThreads = 32 * kTeamWarps;
 static_assert(kTeamThreads == 256, "in the barriers below");
 
 // A block has two teams, which have barriers of their own, 1 and 2; 0 is the block's (PTX ISA 8.0, "bar"). The numbers are
-// constants: of others racecheck knows nothing, and then takes what __syncthreads() orders for races, too.
+// constants, or a kernel would take all sixteen.
 struct TeamLanes {
     __device__ uint32_t rank() const { return threadIdx.x % kTeamThreads; }
     __device__ uint32_t size() const { return kTeamThreads; }

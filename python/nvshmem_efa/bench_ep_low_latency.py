@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from nvshmem_efa.bench_ep_rank import Alone, RankJob, gigabytes_a_second
 
 PART = "low_latency"
 FORMATS = {"FP8": True, "BF16": False}  # use_fp8
+SETTLE_S = 0.05  # after which a device has told of all that was posted
 IN_A_GRAPH = 10  # operations that one graph holds
 
 
@@ -72,8 +74,15 @@ class Exchange:
     def combine(self, y: torch.Tensor, handle: Any, **more: Any) -> Any:  # noqa: ANN401
         return self.buffer.low_latency_combine(y, self.batch.idx, self.batch.weights, handle, **more)
 
-    def stats(self) -> dict[str, int]:
-        return {name: int(value) for name, value in json.loads(self._runtime.stats_json()).items()}
+    def requests(self) -> int:
+        """Those of who posts for itself. Only what is complete is counted, so this waits for the count to stop."""
+        self.job.synchronize()
+        seen, last = 0, -1
+        while seen != last:
+            last = seen
+            time.sleep(SETTLE_S)
+            seen = int(json.loads(self._runtime.stats_json())["gpu_work_requests"])
+        return seen
 
     # ---- correctness ----
 
@@ -275,11 +284,10 @@ def _by_network(job: RankJob) -> None:
 def _count(exchange: Exchange, what: str, n: int, call: Callable[[], object], n_bytes: int) -> None:
     """Requests as the queues have counted them. Nobody counts bytes and doorbells of those who post for themselves."""
     job, tokens = exchange.job, max(1, exchange.job.plan.tokens)
-    before = exchange.stats()["gpu_work_requests"]
+    before = exchange.requests()
     for _ in range(n):
         call()
-    job.synchronize()
-    requests = (exchange.stats()["gpu_work_requests"] - before) / n / tokens
+    requests = (exchange.requests() - before) / n / tokens
     _row(job, "network", f"{what}: work requests a token", "", [requests])
     _row(job, "network", f"{what}: bytes a token, by the layout of messages", "", [n_bytes / tokens])
     _row(job, "network", f"{what}: doorbells a token, at most (each request rings, or one behind it)", "", [requests])

@@ -104,7 +104,7 @@ class RankJob:
         for number in range(n + max(2, n // 10)):
             marks = Marks(self.on_gpu)
             if self.on_gpu:
-                torch.cuda._sleep(AHEAD_CYCLES)  # type: ignore[no-untyped-call]
+                torch.cuda._sleep(AHEAD_CYCLES)
             begin = time.perf_counter_ns()
             fn(marks.mark)
             host = (time.perf_counter_ns() - begin) / 1e3

@@ -284,9 +284,9 @@ def case_the_gpu_executor_is_refused_by_name(job: Job) -> None:
     ):
         deep_ep.Buffer(None, comm=Communicator())
     try:
-        torch.cuda.is_available = lambda: True  # type: ignore[method-assign]
-        with environment(DEEP_EP_EXECUTOR="auto"), raises(NotImplementedError, "DEEP_EP_EXECUTOR=gpu", "=cpu"):
-            deep_ep.Buffer(None, comm=Communicator())
+        for sees_one, executor, is_gpu in ((True, "auto", True), (False, "auto", False), (True, "cpu", False)):
+            torch.cuda.is_available = lambda of=sees_one: of  # type: ignore[method-assign]
+            assert deep_ep.buffer._is_on_gpu(executor) == is_gpu, f"{executor}, and torch sees a GPU: {sees_one}"
     finally:
         torch.cuda.is_available = has_gpu  # type: ignore[method-assign]
 
