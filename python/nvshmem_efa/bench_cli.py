@@ -12,7 +12,7 @@ import click
 from nvshmem_efa.errors import ConfigError
 
 TESTS = ("issue", "put", "get", "p", "put_signal", "amo", "quiet", "alltoall", "rate")  # bench_plan.TESTS
-EP_PARTS = ("low_latency",)  # bench_ep.PART_MODULES
+EP_PARTS = ("low_latency", "normal")  # bench_ep.PART_MODULES
 
 
 @click.command(name="transport")
@@ -47,10 +47,12 @@ def bench_transport(
 
 @click.command(name="ep")
 @click.option("--ranks", type=int, help="Processes. Default: one for each GPU; without GPUs 2.")
-@click.option("--tokens", default=128, show_default=True, help="Tokens of a rank.")
+@click.option("--tokens", default=128, show_default=True, help="Tokens of a rank in low latency.")
 @click.option("--hidden", default=7168, show_default=True, help="Values of a token.")
-@click.option("--experts", default=288, show_default=True, help="Experts of all ranks.")
+@click.option("--experts", default=288, show_default=True, help="Experts of all ranks in low latency.")
 @click.option("--topk", default=8, show_default=True, help="Experts that a token goes to.")
+@click.option("--batch-tokens", default=4096, show_default=True, help="Tokens of a rank in normal mode.")
+@click.option("--batch-experts", default=256, show_default=True, help="Experts in normal mode.")
 @click.option("--only", multiple=True, type=click.Choice(EP_PARTS), help="This part alone; may be repeated.")
 @click.option("--quick", is_flag=True, help="Fewer rounds: shows that it works.")
 @click.option("--cpu", is_flag=True, help="On CPU tensors, also where there are GPUs.")

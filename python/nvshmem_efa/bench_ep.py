@@ -24,7 +24,7 @@ from nvshmem_efa.records import errors_of, exit_code_of, parse_record
 
 SCHEMA = "nvshmem-efa-bench-ep/1"
 # A part is a module with measure(job: RankJob), which adds rows to job.rows.
-PART_MODULES = {"low_latency": "nvshmem_efa.bench_ep_low_latency"}
+PART_MODULES = {"low_latency": "nvshmem_efa.bench_ep_low_latency", "normal": "nvshmem_efa.bench_ep_normal"}
 RANKS_MAX = 64
 CPU_LABEL = "CPU threads in place of kernels: no speed of a GPU or of EFA"
 GPU_LABEL = "kernels on {gpus} GPU(s); by stores into memory of the domain; nothing here is a speed of EFA"
@@ -44,6 +44,8 @@ class EpPlan:
     quick: bool
     cpu: bool
     seed: int
+    batch_tokens: int
+    batch_experts: int
     parts: tuple[str, ...] | list[str]
 
 
@@ -56,6 +58,8 @@ class EpOptions:
     hidden: int = 7168
     experts: int = 288
     topk: int = 8
+    batch_tokens: int = 4096
+    batch_experts: int = 256
     quick: bool = False
     cpu: bool = False
     seed: int = 1
@@ -117,11 +121,15 @@ def _plan(options: EpOptions, gpus: int) -> EpPlan:
         raise ConfigError(f"--experts {options.experts} cannot be shared by {ranks} rank(s)", "use a multiple")
     if not 1 <= options.topk <= min(11, options.experts):
         raise ConfigError(f"--topk {options.topk} is not in 1..{min(11, options.experts)}")
+    for name, number in (("tokens", options.batch_tokens), ("experts", options.batch_experts)):
+        if number < 1:
+            raise ConfigError(f"--batch-{name} {number} is less than 1")
     unknown = [part for part in options.parts if part not in PART_MODULES]
     if unknown:
         raise ConfigError(f"--only {unknown[0]}: there is no such part", f"one of {', '.join(PART_MODULES)}")
     return EpPlan(ranks, options.tokens, options.hidden, options.experts, options.topk, options.quick, gpus == 0,
-                  options.seed, options.parts or tuple(PART_MODULES))  # fmt: skip
+                  options.seed, options.batch_tokens, options.batch_experts,
+                  options.parts or tuple(PART_MODULES))  # fmt: skip
 
 
 def conclude(options: EpOptions, plan: EpPlan, gpus: int, outcome: Outcome, env: Mapping[str, str]) -> EpResult:

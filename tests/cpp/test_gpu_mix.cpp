@@ -2,7 +2,6 @@
 // Real transports, three PEs, several posting threads each: random mixes of all operations of the device API, over
 // devices that reorder and duplicate, with tiny rings and windows, against an oracle.
 #include <sched.h>
-#include <stdlib.h>
 
 namespace gpu_mix {
 // Waits must leave the processor to those waited for: there are more threads than cores.
@@ -282,16 +281,11 @@ T now(const T* at) {
     return value;
 }
 
-// Longer runs by hand: other seeds (MIX_SEED is added), and more of everything (MIX_TIMES).
-uint64_t from_environment(const char* name, uint64_t otherwise) {
-    const char* const text = getenv(name);
-    return text ? strtoull(text, nullptr, 10) : otherwise;
-}
-
 void run_mix(const Knobs& knobs, uint64_t seed, int operations, uint64_t requests_min) {
     if (check::kIsSanitized) operations /= 4, requests_min /= 4;
-    seed += from_environment("MIX_SEED", 0);
-    operations *= static_cast<int>(from_environment("MIX_TIMES", 1));
+    // Longer runs by hand, and other seeds.
+    if (const char* times = getenv("MIX_TIMES")) operations *= atoi(times);
+    if (const char* more = getenv("MIX_SEED")) seed += strtoull(more, nullptr, 10);
     Job job(kPes, knobs, sizeof(Heap));
     Mix mix{job, seed, operations, {}, {}};
     for (int pe = 0; pe < kPes; ++pe)

@@ -15,7 +15,7 @@ from nvshmem_efa.errors import ConfigError, ExitCode
 from nvshmem_efa.processes import Member, Outcome
 
 SMALL = ("--tokens", "8", "--hidden", "2048", "--experts", "8", "--topk", "3", "--quick", "--cpu")
-PLAN = EpPlan(1, 8, 2048, 8, 3, True, True, 1, ("low_latency",))
+PLAN = EpPlan(1, 8, 2048, 8, 3, True, True, 1, 64, 8, ("low_latency",))
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -47,8 +47,26 @@ def test_a_small_run_is_checked_and_has_all_rows(ranks: int) -> None:
         assert rows["network", "combine BF16: work requests a token"]["median"] == 3 + 1 / 8
 
 
+def test_normal_mode_is_checked_and_has_all_rows() -> None:
+    small = (*SMALL, "--batch-tokens", "24", "--batch-experts", "8", "--only", "normal")
+    code, text = run(*small, "--ranks", "2", "--json", "-")
+    result = json.loads(text)
+    assert code == 0 and not result["errors"] and result["checked"]["mismatches"] == 0
+    assert result["checked"]["values"] > 2 * 2 * 24 * 2048  # at least all sums of both ranks, by each number of SMs
+    rows = {(row["way"], row["what"]): row for row in result["rows"]}
+    for sms in ("normal, 24 SMs", "normal, 8 SMs"):
+        for what in ("dispatch BF16", "dispatch FP8", "combine BF16"):
+            assert rows[sms, what]["gb_per_s"] > 0
+            assert rows[sms, f"{what}: host's time of the call"]["summary"]["median"] > 0
+    assert (
+        rows["normal, ceiling", "as many rows within one memory, BF16"]["bytes"] == rows[sms, "dispatch BF16"]["bytes"]
+    )
+    code, text = run(*small, "--ranks", "1", "--json", "-")
+    assert code == 0 and "needs 2 to 8 ranks" in json.loads(text)["notes"][0]
+
+
 def test_the_table_says_what_was_checked() -> None:
-    code, text = run(*SMALL, "--ranks", "1")
+    code, text = run(*SMALL, "--ranks", "1", "--only", "low_latency")
     assert code == 0 and "0 wrong bytes" in text and "copy of the same bytes" in text and "no speed of a GPU" in text
 
 
@@ -82,6 +100,7 @@ def test_wrong_values_and_a_missing_end_are_errors() -> None:
         (EpOptions(ranks=0, cpu=True, experts=0), "--experts 0"),
         (EpOptions(ranks=99, cpu=True), "--ranks 99"),
         (EpOptions(topk=12, cpu=True), "--topk 12"),
+        (EpOptions(batch_tokens=0, cpu=True), "--batch-tokens 0"),
         (EpOptions(parts=("all",), cpu=True), "--only all"),
     ],
 )
