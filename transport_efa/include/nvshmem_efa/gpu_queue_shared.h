@@ -16,6 +16,7 @@ struct SharedReservation {
     Turn turn;  // as last seen; exact when it is ours
     bool is_good;
     bool is_held;   // a quiet asks us to pause after this post
+    bool is_clear;  // nothing is in the way: there is room, the turn is ours, and neither a failure nor a pause
     bool has_room;  // the slots may be written
 };
 
@@ -92,13 +93,13 @@ NVSHMEM_EFA_HD inline SharedReservation shared_take(const GpuQueue& queue, uint3
     got.is_good = gate.first == 0;
     got.is_held = (gate.second | gate.third) != 0;
     const uint32_t end = got.first + n;
-    got.has_room = shared_batch_has_room(queue, got.turn, end) & shared_ring_has_room(queue, completed, end);
+    const bool has_ring = shared_ring_has_room(queue, completed, end);
+    got.has_room = shared_batch_has_room(queue, got.turn, end) & has_ring;
+    // The same in as few steps as it takes: no request leaves before this is known. Slots before ours are all written.
+    const uint32_t open_max = queue.max_batch == 0 ? kGpuQueueDepthMax * 2 : queue.max_batch;
+    got.is_clear = has_ring & (got.turn.written == got.first) & (got.turn.unsettled + n <= open_max) &
+                   ((gate.first | gate.second | gate.third) == 0);
     return got;
-}
-
-// Nothing is in the way of what was taken: there is room, the turn is ours, and nobody asks for a pause.
-NVSHMEM_EFA_HD inline bool shared_is_clear(const SharedReservation& got) {
-    return got.has_room & got.is_good & !got.is_held & (got.turn.written == got.first);
 }
 
 // Until the poster before has passed the turn to the owner of slot `first`.
@@ -182,7 +183,7 @@ NVSHMEM_EFA_HD inline bool shared_post_part(const GpuQueue& queue, const Group& 
                                             uint32_t pe) {
     SharedReservation got{};
     if (group.rank() == 0) got = shared_take(queue, n);
-    const uint64_t shared = group.share(static_cast<uint64_t>(shared_is_clear(got)) << 32 | got.first);
+    const uint64_t shared = group.share(static_cast<uint64_t>(got.is_clear) << 32 | got.first);
     if (NVSHMEM_EFA_RARE(shared >> 32 == 0)) return shared_post_slowly(queue, group, got, n, requests, pe);
     requests.write(queue, static_cast<uint32_t>(shared), group, pe);
     group.join();  // the members' slots before rank 0's doorbell
