@@ -132,8 +132,11 @@ NVSHMEM_EFA_COLD inline uint32_t drain_together(const DeviceState& state, uint32
         if (busy == 0) break;
         if (is_late && ++looks_late >= kLooksBeforeHold) break;
         if (clock.has_passed(order::load_fixed(&queues->wait_ticks))) {
-            for (uint32_t i = 0; busy >> i != 0; ++i)
-                if (busy >> i & 1u) *is_good = fail_wait(queue_at(state, first + i), GpuQueueWait::kQuiet, pe, 0);
+            for (uint32_t i = 0; busy >> i != 0; ++i) {
+                if ((busy >> i & 1u) == 0) continue;
+                const GpuQueue queue = queue_at(state, first + i);
+                *is_good = fail_wait(queue, GpuQueueWait::kQuiet, pe, order::load_relaxed_gpu(&queue.state->head));
+            }
             return left;
         }
         order::pause_longer(looks);
