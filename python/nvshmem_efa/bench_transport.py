@@ -93,7 +93,8 @@ def _pes(options: BenchOptions, gpus: int) -> int:
     if not 1 <= pes <= PES_MAX:
         raise ConfigError(f"--pes {pes} is not in 1..{PES_MAX}")
     if gpus and pes > gpus and not options.share_gpus:
-        raise ConfigError(f"--pes {pes} is more than the {gpus} GPU(s) here", f"use --pes {gpus}, --cpu, or --share-gpus")
+        ways_out = f"use --pes {gpus}, --cpu, or --share-gpus"
+        raise ConfigError(f"--pes {pes} is more than the {gpus} GPU(s) here", ways_out)
     if gpus and pes > gpus and not mps_is_running():
         raise ConfigError(
             "--share-gpus needs NVIDIA MPS: without it PEs of one GPU run in turns, and their times mean nothing",
