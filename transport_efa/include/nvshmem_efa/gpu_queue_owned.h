@@ -136,7 +136,7 @@ NVSHMEM_EFA_HD inline void owned_end(const GpuQueue& queue, OwnedCursor& cursor,
     if (group.rank() != 0) return;
     const uint32_t unsettled = queue.max_batch == 0 ? 0 : cursor.posted - cursor.settled;
     queue.state->head = cursor.posted;
-    // Release pairs with the acquire in owned_begin() or shared_reserve() of who takes over.
+    // Release pairs with the acquire in owned_begin() or shared_take() of who takes over.
     order::store_release_gpu(&queue.state->turn, turn_pack({cursor.posted, 0, unsettled}));
 }
 
