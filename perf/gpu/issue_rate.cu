@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How fast a GPU posts: issue latency and rate of gpu_queue_owned.h and gpu_queue_shared.h, beside a bare store loop of
 // the same bytes and a loop with two system fences a doorbell. perf/gpu/build_issue_rate.sh builds it;
-//   issue_rate [--out FILE] [--depth N] [--repeats N] [--commit ID]
+//   issue_rate [--out FILE] [--depth N] [--repeats N] [--commit ID] [--part all|quick]
 // Rings, doorbells and counters lie in pinned host memory: the stores cross the same bus as stores into a NIC. No NIC, no
 // wire: a thread of the CPU copies each doorbell into that queue's completion counter. It needs some 10 us for a round of
 // 256 queues, in which the fastest queue fills less than a tenth of its ring. After each repeat the rings are checked.
@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "issue_rate_api.cuh"
 #include "issue_rate_methods.cuh"
 
 namespace {
@@ -60,6 +61,21 @@ __global__ void latency_kernel(const GpuQueue* queues, const __grid_constant__ S
     if (!method.end()) atomicAdd(n_failed, 1);
 }
 
+// The same of a call of the device API.
+template <class Call>
+__global__ void api_kernel(const DeviceState* state, int rounds, long long* samples, Clocks* clocks, int* n_failed) {
+    clocks[0] = clocks_now();
+    bool is_good = true;
+    for (int i = 0; i < rounds && is_good; ++i) {
+        Call::prepare(*state, i);
+        const long long begin = clock64();
+        is_good = Call::call(*state, i);
+        samples[i] = clock64() - begin;
+    }
+    clocks[1] = clocks_now();
+    if (!quiet(*state) || !is_good) atomicAdd(n_failed, 1);
+}
+
 // One warp a block. `n_queues` 1: all warps post to one queue; else one queue a warp.
 template <class Method, int kBatch>
 __global__ void rate_kernel(const GpuQueue* queues, int n_queues, const __grid_constant__ SendWqe base, int rounds, int* n_failed) {
@@ -79,7 +95,7 @@ __global__ void rate_kernel(const GpuQueue* queues, int n_queues, const __grid_c
 // ---- the host's side ----
 
 struct Options {
-    std::string out, commit = "unknown";
+    std::string out, commit = "unknown", part = "all";
     uint32_t depth = 4096;
     int repeats = 7;
 };
@@ -111,9 +127,10 @@ class Bench {
         samples_ = on_gpu<long long>(kRounds);
         clocks_ = on_gpu<Clocks>(2);
         failed_ = pinned<int>(1);
+        api_ = on_gpu<uint8_t>(4096);
         wqe_begin(base_, SendOpcode::kRdmaWrite, {1, 2, 3}, 0, false, 0);
-        wqe_set_remote(base_, 0, 64, 5);
-        wqe_set_local(base_, 0x1000, 64, 6);
+        wqe_set_remote(base_, 0, 64, kApiRkey);
+        wqe_set_local(base_, kApiHeap, 64, kApiLkey);
         consumer_ = std::thread([this] { consume(); });
     }
     ~Bench() {
@@ -124,25 +141,16 @@ class Bench {
     // p50 and spread of one request by one thread; the median over the repeats.
     template <class Method>
     void latency(std::string* json) {
-        std::vector<double> p50, p99;
-        for (int repeat = 0; repeat <= options_.repeats; ++repeat) {
-            start(1);
+        time_calls(json, "latency", Method::kName, 1, kRounds, true, [&] {
             latency_kernel<Method><<<1, 1>>>(queues_, base_, kRounds, samples_, clocks_, failed_);
-            finish(Method::kName);
-            check(Method::kName, 0, kRounds, 1, true);
-            std::vector<long long> samples(kRounds);
-            Clocks clocks[2];
-            CUDA_CHECK(cudaMemcpy(samples.data(), samples_, kRounds * sizeof(long long), cudaMemcpyDefault));
-            CUDA_CHECK(cudaMemcpy(clocks, clocks_, sizeof clocks, cudaMemcpyDefault));
-            const double us = double(clocks[1].ns - clocks[0].ns) / double(clocks[1].cycles - clocks[0].cycles) / 1000;
-            std::sort(samples.begin(), samples.end());
-            if (repeat == 0) continue;  // warm-up
-            p50.push_back(samples[kRounds / 2] * us);
-            p99.push_back(samples[kRounds * 99 / 100] * us);
-        }
-        std::sort(p50.begin(), p50.end());
-        std::sort(p99.begin(), p99.end());
-        row(json, "latency", Method::kName, 1, 1, 1, "us", p50, p99[p99.size() / 2]);
+        });
+    }
+    template <class Call>
+    void api(std::string* json, bool is_post) {
+        const int rounds = is_post ? kRounds : kRounds / 10;
+        time_calls(json, "api", Call::kName, kApiRails * kApiQueuesPerRail, rounds, is_post, [&] {
+            api_kernel<Call><<<1, 1>>>(state_of_api(), rounds, samples_, clocks_, failed_);
+        });
     }
 
     template <class Method, int kBatch>
@@ -167,11 +175,67 @@ class Bench {
         CUDA_CHECK(cudaEventDestroy(begin));
         CUDA_CHECK(cudaEventDestroy(end));
         std::sort(rates.begin(), rates.end());
-        row(json, "rate", Method::kName, warps, n_queues, kBatch, "M/s", rates, -1);
+        row(json, {"rate", Method::kName, warps, n_queues, kBatch, "M/s"}, rates, -1);
     }
 
    private:
     static constexpr int kRounds = 20'000;
+
+    template <class Launch>
+    void time_calls(std::string* json, const char* kind, const char* name, int n_queues, int rounds, bool is_post, const Launch& launch) {
+        std::vector<double> p50, p99;
+        for (int repeat = 0; repeat <= options_.repeats; ++repeat) {
+            start(n_queues);
+            launch();
+            finish(name);
+            if (is_post) check(name, 0, rounds, 1, true);
+            std::vector<long long> samples(rounds);
+            Clocks clocks[2];
+            CUDA_CHECK(cudaMemcpy(samples.data(), samples_, rounds * sizeof(long long), cudaMemcpyDefault));
+            CUDA_CHECK(cudaMemcpy(clocks, clocks_, sizeof clocks, cudaMemcpyDefault));
+            const double us = double(clocks[1].ns - clocks[0].ns) / double(clocks[1].cycles - clocks[0].cycles) / 1000;
+            std::sort(samples.begin(), samples.end());
+            if (repeat == 0) continue;  // warm-up
+            p50.push_back(samples[rounds / 2] * us);
+            p99.push_back(samples[rounds * 99 / 100] * us);
+        }
+        std::sort(p50.begin(), p50.end());
+        std::sort(p99.begin(), p99.end());
+        row(json, {kind, name, 1, n_queues, 1, "us"}, p50, p99[p99.size() / 2]);
+    }
+
+    // A state of one PE, of the queues as start() left them.
+    const DeviceState* state_of_api() {
+        uint8_t* at = api_;
+        const auto put = [&](const auto& value) {
+            CUDA_CHECK(cudaMemcpy(at, &value, sizeof value, cudaMemcpyDefault));
+            at += (sizeof value + 127) / 128 * 128;
+            return at - (sizeof value + 127) / 128 * 128;
+        };
+        DeviceState state{};
+        state.magic = kDeviceStateMagic;
+        state.version = kDeviceStateVersion;
+        state.bytes = sizeof state;
+        state.n_pes = 1;
+        state.n_rails = kApiRails;
+        state.queues_per_rail = kApiQueuesPerRail;
+        state.window = state.chunks_max = state.n_chunks = 1;
+        state.heap_base = kApiHeap;
+        state.segment_bytes = state.stripe_bytes = 1 << 20;
+        state.wait_ticks = 2'000'000'000;
+        state.queues = queues_;
+        state.errors = errors_;
+        struct Targets { DeviceTarget of_rail[kApiRails]; };
+        struct Keys { uint32_t of_rail[kApiRails]; };
+        state.targets = reinterpret_cast<DeviceTarget*>(put(Targets{{{1, 2, 3}, {1, 2, 3}}}));
+        state.peers = reinterpret_cast<DevicePeer*>(put(DevicePeer{}));
+        state.shared = reinterpret_cast<DeviceShared*>(put(DeviceShared{}));
+        state.chunks = reinterpret_cast<DeviceChunk*>(put(DeviceChunk{0, kApiHeapBytes}));
+        state.remote_bases = reinterpret_cast<uint64_t*>(put(kApiRemote));
+        state.rkeys = reinterpret_cast<uint32_t*>(put(Keys{{kApiRkey, kApiRkey}}));
+        state.lkeys = reinterpret_cast<uint32_t*>(put(Keys{{kApiLkey, kApiLkey}}));
+        return reinterpret_cast<const DeviceState*>(put(state));
+    }
 
     uint32_t* doorbell(int q) const { return reinterpret_cast<uint32_t*>(words_ + size_t(4 * q) * kLine); }
     uint64_t* counter(int q) const { return reinterpret_cast<uint64_t*>(words_ + size_t(4 * q + 1) * kLine); }
@@ -243,7 +307,7 @@ class Bench {
 
     // The ring's last lap: each slot holds a request of its own batch, each request once, with the right phase and id.
     void check(const char* what, int q, uint32_t posted, uint32_t batch, bool has_one_poster) const {
-        if (__atomic_load_n(doorbell(q), __ATOMIC_ACQUIRE) != posted) wrong(what, q, posted, "the last doorbell is not what was posted");
+        if (__atomic_load_n(doorbell(q), __ATOMIC_ACQUIRE) != posted) wrong(what, q, *doorbell(q), "is the last doorbell, and not what was posted");
         const uint32_t lap = std::min(posted / batch * batch, options_.depth);
         std::vector<uint64_t> seen;
         for (uint32_t slot = posted - lap; slot != posted; ++slot) {
@@ -260,8 +324,13 @@ class Bench {
         if (std::adjacent_find(seen.begin(), seen.end()) != seen.end()) wrong(what, q, posted, "a request was written twice");
     }
 
-    void row(std::string* json, const char* kind, const char* method, int warps, int queues, int batch, const char* unit,
-             const std::vector<double>& sorted, double p99) const {
+    struct Row {
+        const char *kind, *method;
+        int warps, queues, batch;
+        const char* unit;
+    };
+    void row(std::string* json, const Row& what, const std::vector<double>& sorted, double p99) const {
+        const auto& [kind, method, warps, queues, batch, unit] = what;
         char text[400];
         const double median = sorted[sorted.size() / 2];
         int n = std::snprintf(text, sizeof text,
@@ -287,6 +356,7 @@ class Bench {
     long long* samples_;
     Clocks* clocks_;
     int* failed_;
+    uint8_t* api_;  // what state_of_api() fills
     SendWqe base_{};
     std::atomic<int> n_used_{0};
     std::atomic<uint64_t> n_rounds_{0};
@@ -316,6 +386,17 @@ void measure_batch(Bench& bench, std::string* json) {
     for (int warps : {4, 16, 64}) bench.rate<Shared<kBatch>, kBatch>(json, warps, 1);
 }
 
+template <int kBatch>
+void measure_one_warp(Bench& bench, std::string* json) {
+    bench.rate<Owned<kBatch>, kBatch>(json, 1, 1);
+    bench.rate<Bare<kBatch>, kBatch>(json, 1, 1);
+    bench.rate<TwoFences<kBatch>, kBatch>(json, 1, 1);
+    bench.rate<Shared<kBatch>, kBatch>(json, 1, 1);
+    bench.rate<Bare<kBatch, Bell::kRelease, Extra::kBoth>, kBatch>(json, 1, 1);
+    bench.rate<Owned<kBatch>, kBatch>(json, 256, 256);
+    bench.rate<Shared<kBatch>, kBatch>(json, 256, 256);
+}
+
 std::string first_line(const char* path) {
     char line[200] = "unknown";
     if (FILE* file = std::fopen(path, "r")) {
@@ -337,7 +418,8 @@ int main(int argc, char** argv) {
         else if (name == "--depth") options.depth = std::atoi(argv[i + 1]);
         else if (name == "--repeats") options.repeats = std::atoi(argv[i + 1]);
         else if (name == "--commit") options.commit = argv[i + 1];
-        else return std::fprintf(stderr, "issue_rate: unknown option %s; --out --depth --repeats --commit\n", argv[i]), 2;
+        else if (name == "--part") options.part = argv[i + 1];
+        else return std::fprintf(stderr, "issue_rate: unknown option %s; --out --depth --repeats --commit --part\n", argv[i]), 2;
     }
     if (!is_power_of_two(options.depth) || options.depth > kGpuQueueDepthMax || options.repeats < 1 || options.depth < 64)
         return std::fprintf(stderr, "issue_rate: --depth is a power of two from 64 to 32768, --repeats at least 1\n"), 2;
@@ -356,10 +438,19 @@ int main(int argc, char** argv) {
     bench.latency<Bare<1, Bell::kRelease, Extra::kPassTurn>>(&json);
     bench.latency<Bare<1, Bell::kRelease, Extra::kBoth>>(&json);
     bench.latency<TwoFences<1>>(&json);
-    measure_batch<1>(bench, &json);
-    measure_batch<4>(bench, &json);
-    measure_batch<16>(bench, &json);
-    measure_batch<32>(bench, &json);
+    bench.api<ApiPut>(&json, true);
+    bench.api<ApiQuiet<0>>(&json, false);
+    bench.api<ApiQuiet<1>>(&json, false);
+    bench.api<ApiQuiet<8>>(&json, false);
+    if (options.part == "quick") {
+        measure_one_warp<4>(bench, &json);
+        measure_one_warp<32>(bench, &json);
+    } else {
+        measure_batch<1>(bench, &json);
+        measure_batch<4>(bench, &json);
+        measure_batch<16>(bench, &json);
+        measure_batch<32>(bench, &json);
+    }
     if (options.out.empty()) return 0;
     FILE* file = std::fopen(options.out.c_str(), "w");
     if (!file) return std::fprintf(stderr, "issue_rate: cannot write %s\n", options.out.c_str()), 1;

@@ -20,12 +20,13 @@ EP_PARTS = ("low_latency", "normal")  # bench_ep.PART_MODULES
 @click.option("--only", multiple=True, type=click.Choice(TESTS), help="This test alone; may be repeated.")
 @click.option("--quick", is_flag=True, help="Fewer sizes and rounds: shows that it works.")
 @click.option("--cpu", is_flag=True, help="CPU threads as posters, also where there are GPUs.")
+@click.option("--share-gpus", is_flag=True, help="More PEs than GPUs, with NVIDIA MPS running.")
 @click.option("--deadline", default=300.0, show_default=True, help="Seconds after which everything is killed.")
 @click.option("--json", "file", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
               help="Write one JSON object there; - is standard output, in place of the table.")  # fmt: skip
 def bench_transport(
-    pes: int | None, only: tuple[str, ...], quick: bool, cpu: bool, deadline: float, file: Path | None
-) -> int:
+    pes: int | None, only: tuple[str, ...], quick: bool, cpu: bool, share_gpus: bool, deadline: float, file: Path | None
+) -> int:  # fmt: skip
     """Time what posters do by themselves beside the proxy, through the same device in the same run."""
     from nvshmem_efa.bench_screen import show_transport_bench
     from nvshmem_efa.bench_transport import BenchOptions, run_transport_bench
@@ -34,7 +35,7 @@ def bench_transport(
     if file is not None and str(file) != "-" and not file.absolute().parent.is_dir():
         raise ConfigError(f"--json {file}: there is no folder {file.parent}", "make it first")
     with progress_bar("bench") as (step, log):
-        result = run_transport_bench(BenchOptions(pes, only, quick, cpu, deadline), step, log)
+        result = run_transport_bench(BenchOptions(pes, only, quick, cpu, share_gpus, deadline), step, log)
     text = json.dumps(result.to_dict(), indent=None if str(file) == "-" else 1)
     if file is not None and str(file) != "-":
         file.write_text(text + "\n")

@@ -71,7 +71,7 @@ def describe() -> str:
 def arguments() -> argparse.Namespace:
     """Those that bench_transport gives."""
     parser = argparse.ArgumentParser(prog="nvshmem_efa.bench_pe")
-    for name in ("--pe", "--pes", "--record-fd", "--progress-fd"):
+    for name in ("--pe", "--pes", "--gpu", "--record-fd", "--progress-fd"):
         parser.add_argument(name, type=int, required=True)
     for name in ("--library", "--unique-id", "--image"):
         parser.add_argument(name, type=Path, required=True)
@@ -84,8 +84,8 @@ def _drive(args: argparse.Namespace, record: dict[str, Any]) -> None:
         line = json.dumps({"pe": args.pe, "phase": phase, "done": done, "total": len(args.steps)})
         os.write(args.progress_fd, line.encode() + b"\n")
 
-    cuda = Cuda(args.pe)
-    record["machine"] = gpu_facts(args.pe)
+    cuda = Cuda(args.gpu)
+    record["machine"] = gpu_facts(args.gpu)
     nvshmem = NvshmemHost(args.library, cuda)
     nvshmem.init(args.pe, args.pes, lambda make: share_file(args.unique_id, args.pe, make, START_DEADLINE_S))
     nvshmem.barrier_all()  # the device state is valid from the first one on

@@ -58,6 +58,7 @@ class BenchOptions:
     only: tuple[str, ...] = ()
     quick: bool = False
     cpu: bool = False  # CPU threads although there are GPUs
+    share_gpus: bool = False  # more PEs than GPUs, which NVIDIA MPS lets run at once
     deadline_s: float = 300.0
 
 
@@ -65,6 +66,7 @@ def run_transport_bench(options: BenchOptions, on_progress: Progress, log: Log) 
     """Runs all PEs to the end, or kills them. What a PE did wrong is in the result; a machine that cannot is raised."""
     gpus = 0 if options.cpu else Machine().gpu_count() or 0
     pes = _pes(options, gpus)
+    sharing = sharing_of(pes, gpus)
     steps = plan(gpus > 0, pes, options.quick, options.only)
     env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD" or gpus}
     for name, value in DEFAULTS.items():
@@ -76,21 +78,41 @@ def run_transport_bench(options: BenchOptions, on_progress: Progress, log: Log) 
             found = _require_nvshmem()
             image, nvrtc = _image()
             env = {**GPU_DEFAULTS, **launch_environment(env, None, None)}
+            if sharing:  # NVSHMEM lets PEs of one GPU wait for each other when their shares are at most all of it
+                env.setdefault("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", str(100 * gpus // pes))
             versions |= {"nvshmem": found.version, "nvrtc": nvrtc, "image": image.name}
-            commands = _gpu_commands(found, image, Path(folder) / "unique-id", steps, pes)
+            commands = _gpu_commands(found, image, Path(folder) / "unique-id", steps, pes, gpus)
         else:
             commands = _cpu_commands(steps, pes)
         outcome = run_job(commands, env, options.deadline_s, tracker.on_line)
-    return conclude(options, gpus > 0, pes, steps, outcome, versions, env)
+    return conclude(options, gpus > 0, pes, steps, outcome, versions, env, sharing)
 
 
 def _pes(options: BenchOptions, gpus: int) -> int:
     pes = options.pes or (max(n for n in (1, 2, 4) if n <= gpus) if gpus else CPU_PES)
     if not 1 <= pes <= PES_MAX:
         raise ConfigError(f"--pes {pes} is not in 1..{PES_MAX}")
-    if gpus and pes > gpus:
-        raise ConfigError(f"--pes {pes} is more than the {gpus} GPU(s) here", f"use --pes {gpus}, or --cpu")
+    if gpus and pes > gpus and not options.share_gpus:
+        ways_out = f"use --pes {gpus}, --cpu, or --share-gpus"
+        raise ConfigError(f"--pes {pes} is more than the {gpus} GPU(s) here", ways_out)
+    if gpus and pes > gpus and not mps_is_running():
+        raise ConfigError(
+            "--share-gpus needs NVIDIA MPS: without it PEs of one GPU run in turns, and their times mean nothing",
+            "start `nvidia-cuda-mps-control -d`, with the same CUDA_MPS_PIPE_DIRECTORY as here",
+        )
     return pes
+
+
+def mps_is_running() -> bool:
+    """Whether an MPS control daemon listens where CUDA programs started from here look for it."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps") / "control").exists()
+
+
+def sharing_of(pes: int, gpus: int) -> str:
+    """What the reader of the figures must know when PEs share GPUs; else empty."""
+    if not gpus or pes <= gpus:
+        return ""
+    return f"{pes} PEs share {'one GPU' if gpus == 1 else f'{gpus} GPUs'} through MPS"
 
 
 def _require_nvshmem() -> Nvshmem:
@@ -127,15 +149,17 @@ def _cpu_commands(steps: list[Step], pes: int) -> list[list[str]]:
     return [[*start, "--pe", str(pe)] for pe in range(pes)]
 
 
-def _gpu_commands(found: Nvshmem, image: Path, unique_id: Path, steps: list[Step], pes: int) -> list[list[str]]:
+def _gpu_commands(
+    found: Nvshmem, image: Path, unique_id: Path, steps: list[Step], pes: int, gpus: int
+) -> list[list[str]]:
     start = [sys.executable, "-m", "nvshmem_efa.bench_pe", "--library", str(found.library), "--image", str(image),
              "--unique-id", str(unique_id), *_common(steps, pes)]  # fmt: skip
-    return [[*start, "--pe", str(pe)] for pe in range(pes)]
+    return [[*start, "--pe", str(pe), "--gpu", str(pe % gpus)] for pe in range(pes)]
 
 
 def conclude(
     options: BenchOptions, on_gpu: bool, pes: int, steps: list[Step], outcome: Outcome, versions: Mapping[str, Any],
-    env: Mapping[str, str],
+    env: Mapping[str, str], sharing: str = "",
 ) -> BenchResult:  # fmt: skip
     """The result of a job that has ended, however it did."""
     records, errors = [], []
@@ -149,7 +173,7 @@ def conclude(
     first: dict[str, Any] = next((record for record in records if record.get("pe") == 0), {})
     describe = str(first.get("describe") or "")
     return BenchResult(
-        label=label_of(on_gpu, describe),
+        label=label_of(on_gpu, describe) + (f"; {sharing}" if sharing else ""),
         on_gpu=on_gpu,
         exit_code=exit_code_of(outcome, errors),
         errors=errors,

@@ -289,6 +289,23 @@ def test_gpus_without_nvshmem_and_more_pes_than_gpus_are_refused_with_a_way_out(
     assert "--cpu" in missing.value.hint
 
 
+def test_pes_share_gpus_only_where_mps_runs_and_the_result_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Gpus(monkeypatch, 2)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    with pytest.raises(ConfigError, match="needs NVIDIA MPS") as refused:
+        run(pes=4, share_gpus=True)
+    assert "nvidia-cuda-mps-control" in refused.value.hint
+    (tmp_path / "control").touch()
+    result = run(pes=4, share_gpus=True, only=("rate",))
+    assert result.label.endswith("4 PEs share 2 GPUs through MPS")
+    assert machine.env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "50"
+    assert [command[command.index("--gpu") + 1] for command in machine.commands] == ["0", "1", "0", "1"]
+    alone = run(pes=2, share_gpus=True, only=("rate",))  # enough GPUs: nothing is shared, and nothing is set
+    assert "MPS" not in alone.label and "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in machine.env
+
+
 # ---- figures ----
 
 

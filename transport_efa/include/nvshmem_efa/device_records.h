@@ -161,15 +161,23 @@ NVSHMEM_EFA_HD inline bool quiet_peer(const DeviceState& state, uint32_t pe) {
     return static_cast<int32_t>(acked - end) >= 0 || wait_for_acks(state, pe, end, DeviceWait::kAcks);
 }
 
-NVSHMEM_EFA_HD inline bool quiet_records(const DeviceState& state) {
-    DeviceShared& shared = *state.shared;
-    const uint64_t records = order::load_acquire_gpu(&shared.records);  // pairs with take_number()
-    // Acquire pairs with the release below: the acknowledgements were seen.
-    if (order::load_acquire_gpu(&shared.records_quiet) >= records) return true;
+// Waits until the first `records` that were posted, to whatever PE, are acknowledged.
+NVSHMEM_EFA_COLD inline bool quiet_records(const DeviceState& state, uint64_t records) {
     bool is_good = true;
     for (uint32_t pe = 0; pe < static_cast<uint32_t>(state.n_pes); ++pe) is_good = quiet_peer(state, pe) && is_good;
-    if (is_good) order::max_release_gpu(&shared.records_quiet, records);
+    if (is_good) order::max_release_gpu(&state.shared->records_quiet, records);  // pairs with the load below
     return is_good;
+}
+
+// All that was posted, to all PEs.
+NVSHMEM_EFA_COLD inline bool quiet_all(const DeviceState& state) {
+    const DeviceShared* shared = order::load_fixed(&state.shared);
+    // Acquires by the fence in busy_queues(), with whose loads these are on their way. The first pairs with take_number(),
+    // the second with the release above: the acknowledgements were seen.
+    const uint64_t records = order::load_before_fence_gpu(&shared->records);
+    const uint64_t records_quiet = order::load_before_fence_gpu(&shared->records_quiet);
+    const bool data = drain_all(state, 0);
+    return (records_quiet >= records || quiet_records(state, records)) && data;
 }
 
 }  // namespace nvshmem_efa::device

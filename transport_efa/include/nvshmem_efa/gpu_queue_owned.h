@@ -85,16 +85,19 @@ NVSHMEM_EFA_COLD inline OwnedCursor owned_make_room(GpuQueue queue, OwnedCursor 
     return owned_wait(queue, cursor, group, queue.depth - n, GpuQueueWait::kCredits, pe);
 }
 
-// The requests of members done..done+n-1. All members call it.
+// The slow way to post: makes room first, and posts in parts what is more than a batch.
 template <class Group>
-NVSHMEM_EFA_HD inline bool owned_post_part(const GpuQueue& queue, OwnedCursor& cursor, const Group& group, uint32_t done,
-                                           uint32_t n, const SlotBytes& bytes, uint32_t pe) {
-    if (NVSHMEM_EFA_RARE(!owned_batch_has_room(queue, cursor, n) || !owned_ring_has_room(queue, cursor, n)))
-        cursor = owned_make_room(queue, cursor, group, n, pe);
-    if (NVSHMEM_EFA_RARE(cursor.has_failed)) return false;
-    slots_write(queue, cursor.posted, group, done, n, bytes, pe);
-    cursor.posted += n;
-    return true;
+NVSHMEM_EFA_COLD inline OwnedCursor owned_post_slowly(GpuQueue queue, OwnedCursor cursor, Group group, SlotBytes bytes,
+                                                      uint32_t pe) {
+    for (uint32_t left = group.size(), n; left != 0 && !cursor.has_failed; left -= n) {
+        n = left < queue.batch ? left : queue.batch;
+        if (!owned_batch_has_room(queue, cursor, n) || !owned_ring_has_room(queue, cursor, n))
+            cursor = owned_make_room(queue, cursor, group, n, pe);
+        if (cursor.has_failed) break;
+        slots_write(queue, cursor.posted, group, group.size() - left, n, bytes, pe);
+        cursor.posted += n;
+    }
+    return cursor;
 }
 
 // Posts one ready request of each member (see shared_post()). It is rung by owned_ring(), or before that when the batch
@@ -103,12 +106,16 @@ template <class Group>
 NVSHMEM_EFA_HD inline bool owned_post(const GpuQueue& queue, OwnedCursor& cursor, const Group& group,
                                       const SendWqe& wqe, uint32_t pe) {
     const SlotBytes bytes = slot_template(wqe);
-    if (group.size() == 1) return owned_post_part(queue, cursor, group, 0, 1, bytes, pe);
-    for (uint32_t done = 0, n; done < group.size(); done += n) {
-        const uint32_t left = group.size() - done;
-        n = left < queue.batch ? left : queue.batch;
-        if (!owned_post_part(queue, cursor, group, done, n, bytes, pe)) return false;
+    const uint32_t n = group.size();
+    // One condition and one branch: the usual way is short and straight.
+    const bool is_one_part = n == 1 || n <= queue.batch;
+    const bool has_room = owned_batch_has_room(queue, cursor, n) & owned_ring_has_room(queue, cursor, n);
+    if (NVSHMEM_EFA_RARE(!(is_one_part & has_room & !cursor.has_failed))) {
+        cursor = owned_post_slowly(queue, cursor, group, bytes, pe);
+        return !cursor.has_failed;
     }
+    slots_write(queue, cursor.posted, group, 0, n, bytes, pe);
+    cursor.posted += n;
     return true;
 }
 
@@ -129,7 +136,7 @@ NVSHMEM_EFA_HD inline void owned_end(const GpuQueue& queue, OwnedCursor& cursor,
     if (group.rank() != 0) return;
     const uint32_t unsettled = queue.max_batch == 0 ? 0 : cursor.posted - cursor.settled;
     queue.state->head = cursor.posted;
-    // Release pairs with the acquire in owned_begin() or shared_reserve() of who takes over.
+    // Release pairs with the acquire in owned_begin() or shared_take() of who takes over.
     order::store_release_gpu(&queue.state->turn, turn_pack({cursor.posted, 0, unsettled}));
 }
 

@@ -15,7 +15,9 @@ struct SharedReservation {
     uint32_t first;
     Turn turn;  // as last seen; exact when it is ours
     bool is_good;
-    bool is_held;  // a quiet asks us to pause after this post
+    bool is_held;   // a quiet asks us to pause after this post
+    bool is_clear;  // nothing is in the way: there is room, the turn is ours, and neither a failure nor a pause
+    bool has_room;  // the slots may be written
 };
 
 // Whether `end` slots leave the device's batch limit and the ring's depth respected. Only doorbells that are known to
@@ -28,7 +30,7 @@ NVSHMEM_EFA_HD inline bool shared_ring_has_room(const GpuQueue& queue, uint64_t 
 }
 
 // Passes the turn on. Release: the slots, and the doorbell if there was one, come before what the next holder does.
-// Pairs with the loads of `turn` in shared_reserve(), shared_wait_for_room() and shared_wait_for_turn().
+// Pairs with the loads of `turn` in shared_take(), shared_wait_for_room() and shared_wait_for_turn().
 NVSHMEM_EFA_HD inline void shared_pass(const GpuQueue& queue, const Turn& turn) {
     order::store_release_gpu(&queue.state->turn, turn_pack(turn));
 }
@@ -76,15 +78,12 @@ NVSHMEM_EFA_COLD inline SharedReservation shared_wait_for_room(GpuQueue queue, S
     }
 }
 
-// Takes `n` slots (at most queue.batch) and waits until they may be written. One round trip to memory when there is room:
-// none of the loads waits for another.
-template <class Group>
-NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, const Group& group, uint32_t n,
-                                                       uint32_t pe) {
+// Takes `n` slots (at most queue.batch). One round trip to memory: none of the loads waits for another.
+NVSHMEM_EFA_HD inline SharedReservation shared_take(const GpuQueue& queue, uint32_t n) {
     SharedReservation got;
     // Relaxed: the number alone matters; what orders our slots against others' is `turn`.
-    got.first = group.size() == 1 ? order::fetch_increment_relaxed_gpu(&queue.state->head, ~(queue.depth >> 16))
-                                  : order::fetch_add_relaxed_gpu(&queue.state->head, n);
+    got.first = n == 1 ? order::fetch_increment_relaxed_gpu(&queue.state->head, ~(queue.depth >> 16))
+                       : order::fetch_add_relaxed_gpu(&queue.state->head, n);
     // The turn orders stores: doorbells that count as out are before our slots, and if it is ours, the slots and the
     // doorbell of the poster before us are before our doorbell. Pairs with shared_pass().
     const uint64_t turn = order::load_before_branch_gpu(&queue.state->turn);
@@ -94,9 +93,12 @@ NVSHMEM_EFA_HD inline SharedReservation shared_reserve(const GpuQueue& queue, co
     got.is_good = gate.first == 0;
     got.is_held = (gate.second | gate.third) != 0;
     const uint32_t end = got.first + n;
-    const bool has_room = shared_batch_has_room(queue, got.turn, end) && shared_ring_has_room(queue, completed, end);
-    if (NVSHMEM_EFA_RARE(got.is_good && !has_room))
-        got = shared_wait_for_room(queue, got, end, pe);
+    const bool has_ring = shared_ring_has_room(queue, completed, end);
+    got.has_room = shared_batch_has_room(queue, got.turn, end) & has_ring;
+    // The same in as few steps as it takes: no request leaves before this is known. Slots before ours are all written.
+    const uint32_t open_max = queue.max_batch == 0 ? kGpuQueueDepthMax * 2 : queue.max_batch;
+    got.is_clear = has_ring & (got.turn.written == got.first) & (got.turn.unsettled + n <= open_max) &
+                   ((gate.first | gate.second | gate.third) == 0);
     return got;
 }
 
@@ -109,6 +111,11 @@ NVSHMEM_EFA_COLD inline bool shared_wait_for_turn(GpuQueue queue, uint32_t first
         order::pause();
     }
     return true;
+}
+
+// As below, when the turn was ours all the time: nobody's slots are left to be rung, and nobody waits behind us yet.
+NVSHMEM_EFA_HD inline void shared_publish_alone(const GpuQueue& queue, const Turn& turn, uint32_t n) {
+    shared_pass(queue, shared_ring(queue, {turn.written + n, turn.unrung + n, queue.max_batch == 0 ? 0 : turn.unsettled + n}));
 }
 
 // The slots of `got` are written (and joined to the caller): tells the device, or leaves that to who waits behind.
@@ -143,22 +150,64 @@ NVSHMEM_EFA_COLD inline bool shared_wait_for_hold(GpuQueue queue, uint32_t pe, u
     }
 }
 
-// The requests of members done..done+n-1. All members call it.
-template <class Group>
-NVSHMEM_EFA_HD inline bool shared_post_part(const GpuQueue& queue, const Group& group, uint32_t done, uint32_t n,
-                                            const SlotBytes& bytes, uint32_t pe) {
-    SharedReservation got{};
-    if (group.rank() == 0) got = shared_reserve(queue, group, n, pe);
+// What a call posts: one request of each member done..done+n-1.
+struct OneEach {
+    SlotBytes bytes;
+    uint32_t done, n;
+    template <class Group>
+    NVSHMEM_EFA_HD void write(const GpuQueue& queue, uint32_t first, const Group& group, uint32_t pe) const {
+        slots_write(queue, first, group, done, n, bytes, pe);
+    }
+};
+
+// The slow way from rank 0's reservation of `n` slots on. All members call it.
+template <class Group, class Requests>
+NVSHMEM_EFA_COLD inline bool shared_post_slowly(GpuQueue queue, Group group, SharedReservation got, uint32_t n,
+                                                Requests requests, uint32_t pe) {
+    if (group.rank() == 0 && got.is_good && !got.has_room) got = shared_wait_for_room(queue, got, got.first + n, pe);
     const uint64_t shared = group.share(static_cast<uint64_t>(got.is_good) << 32 | got.first);
-    if (NVSHMEM_EFA_RARE(shared >> 32 == 0)) return false;
-    slots_write(queue, static_cast<uint32_t>(shared), group, done, n, bytes, pe);
+    if (shared >> 32 == 0) return false;
+    requests.write(queue, static_cast<uint32_t>(shared), group, pe);
     group.join();  // the members' slots before rank 0's doorbell or its passing of the turn
     bool is_good = true;
     if (group.rank() == 0) {
         is_good = shared_publish(queue, got, n, pe);
-        if (NVSHMEM_EFA_RARE(is_good && got.is_held)) is_good = shared_wait_for_hold(queue, pe, got.first);
+        if (is_good && got.is_held) is_good = shared_wait_for_hold(queue, pe, got.first);
     }
     return group.share(is_good) != 0;
+}
+
+// Posts `requests`, which fill `n` slots (at most queue.batch). All members call it. The usual way has one branch.
+template <class Group, class Requests>
+NVSHMEM_EFA_HD inline bool shared_post_part(const GpuQueue& queue, const Group& group, uint32_t n, const Requests& requests,
+                                            uint32_t pe) {
+    SharedReservation got{};
+    if (group.rank() == 0) got = shared_take(queue, n);
+    const uint64_t shared = group.share(static_cast<uint64_t>(got.is_clear) << 32 | got.first);
+    if (NVSHMEM_EFA_RARE(shared >> 32 == 0)) return shared_post_slowly(queue, group, got, n, requests, pe);
+    requests.write(queue, static_cast<uint32_t>(shared), group, pe);
+    group.join();  // the members' slots before rank 0's doorbell
+    if (group.rank() == 0) shared_publish_alone(queue, got.turn, n);
+    group.join();
+    return true;
+}
+
+// For more members than a batch has room for.
+template <class Group>
+NVSHMEM_EFA_COLD inline bool shared_post_in_parts(GpuQueue queue, Group group, SlotBytes bytes, uint32_t pe) {
+    for (uint32_t left = group.size(), n; left != 0; left -= n) {
+        n = left < queue.batch ? left : queue.batch;
+        if (!shared_post_part(queue, group, n, OneEach{bytes, group.size() - left, n}, pe)) return false;
+    }
+    return true;
+}
+
+// shared_post() of a request in whole words.
+template <class Group>
+NVSHMEM_EFA_HD inline bool shared_post_bytes(const GpuQueue& queue, const Group& group, const SlotBytes& bytes, uint32_t pe) {
+    const uint32_t n = group.size();
+    if (NVSHMEM_EFA_RARE(n != 1 && n > queue.batch)) return shared_post_in_parts(queue, group, bytes, pe);
+    return shared_post_part(queue, group, n, OneEach{bytes, 0, n}, pe);
 }
 
 // Posts one ready request of each member: 64 bytes, built with wqe.h; the phase bit and the request id are the queue's
@@ -166,14 +215,7 @@ NVSHMEM_EFA_HD inline bool shared_post_part(const GpuQueue& queue, const Group& 
 // or learns of them from a poster behind. False: the queue has failed, see its error record.
 template <class Group>
 NVSHMEM_EFA_HD inline bool shared_post(const GpuQueue& queue, const Group& group, const SendWqe& wqe, uint32_t pe) {
-    const SlotBytes bytes = slot_template(wqe);
-    if (group.size() == 1) return shared_post_part(queue, group, 0, 1, bytes, pe);
-    for (uint32_t done = 0, n; done < group.size(); done += n) {
-        const uint32_t left = group.size() - done;
-        n = left < queue.batch ? left : queue.batch;
-        if (!shared_post_part(queue, group, done, n, bytes, pe)) return false;
-    }
-    return true;
+    return shared_post_bytes(queue, group, slot_template(wqe), pe);
 }
 
 // A quiet's request to the posters to pause; several quiets may ask at a time. Relaxed: it orders nothing.

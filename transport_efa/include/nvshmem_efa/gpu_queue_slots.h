@@ -54,45 +54,43 @@ NVSHMEM_EFA_HD inline void slot_write(const GpuQueue& queue, uint32_t slot, cons
 }
 
 #if defined(__CUDACC__)
-// One of four by selects: an index would put the array into local memory.
-__device__ inline order::Bytes16 pick4(const order::Bytes16 (&from)[4], uint32_t index) {
-    const bool is_odd = index & 1u, is_high = index & 2u;
-    const order::Bytes16 low{is_odd ? from[1].low : from[0].low, is_odd ? from[1].high : from[0].high};
-    const order::Bytes16 high{is_odd ? from[3].low : from[2].low, is_odd ? from[3].high : from[2].high};
-    return {is_high ? high.low : low.low, is_high ? high.high : low.high};
-}
-
 inline constexpr uint32_t kQuadSlotsMax = 8;
 
 // Four lanes whose places in the warp are 4m..4m+3, wherever one of them is.
 __device__ inline bool has_whole_quads(uint32_t mask) { return (mask & 0x11111111u) * 0xfu == mask; }
 
+// Lanes of one quad whose numbers differ in bit `bit` swap: who has it 0 gives `high` and gets the other's `low` in its
+// place, and the other way round. Selects, because an index that a lane computes would put pieces into local memory.
+__device__ inline void quad_swap(order::Bytes16& low, order::Bytes16& high, uint32_t bit, bool is_high, uint32_t mask) {
+    const order::Bytes16 give{is_high ? low.low : high.low, is_high ? low.high : high.high};
+    const order::Bytes16 got{__shfl_xor_sync(mask, static_cast<unsigned long long>(give.low), bit),
+                             __shfl_xor_sync(mask, static_cast<unsigned long long>(give.high), bit)};
+    low = {is_high ? got.low : low.low, is_high ? got.high : low.high};
+    high = {is_high ? high.low : got.low, is_high ? high.high : got.high};
+}
+
 // `4 * rows` slots by as many lanes, in whole quads, so that each store instruction covers `64 * rows` contiguous bytes:
 // what a bus of 64-byte writes likes best (docs/gpu-queue.md). Lane q of quad k gives its request to slot q * rows + k,
-// and writes piece q of slots k, rows + k, 2 * rows + k, 3 * rows + k. All lanes of `mask` call it; those whose `place`
-// among the writers is not below 4 * rows only lend their hands.
+// and writes piece q of slots k, rows + k, 2 * rows + k, 3 * rows + k: the quad's pieces are a 4 x 4 matrix, transposed
+// in two steps. All lanes of `mask` call it; those whose `place` among the writers is not below 4 * rows only lend their
+// hands.
 __device__ inline void slots_write_quads(const GpuQueue& queue, uint32_t first, uint32_t rows, uint32_t place,
                                          uint32_t mask, const SlotBytes& from, uint32_t pe) {
     const uint32_t quarter = place & 3u, row = place >> 2;
     const uint32_t mine = first + quarter * rows + row;
     const SlotBytes bytes = slot_bytes(queue, mine, from, pe);
-    order::Bytes16 got[4];  // got[i]: piece `quarter` of lane quarter ^ i of the same four
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-        got[i] = pick4(bytes.piece, quarter ^ i);  // the piece that that lane writes
-        if (i == 0) continue;
-        got[i].low = __shfl_xor_sync(mask, static_cast<unsigned long long>(got[i].low), i);
-        got[i].high = __shfl_xor_sync(mask, static_cast<unsigned long long>(got[i].high), i);
-    }
+    order::Bytes16 piece[4] = {bytes.piece[0], bytes.piece[1], bytes.piece[2], bytes.piece[3]};
+    quad_swap(piece[0], piece[1], 1, quarter & 1u, mask);
+    quad_swap(piece[2], piece[3], 1, quarter & 1u, mask);
+    quad_swap(piece[0], piece[2], 2, quarter & 2u, mask);
+    quad_swap(piece[1], piece[3], 2, quarter & 2u, mask);
     if (row >= rows) return;
     void* to[4];
-    order::Bytes16 out[4];
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-        to[i] = slot_at(queue, first + i * rows + row) + quarter * 16;
-        out[i] = pick4(got, quarter ^ i);
-    }
-    order::store_four(to, out);
+    const uint32_t ring_mask = queue.depth * kSlotBytesSmall - 1;
+    const uint32_t at = (first + row) * kSlotBytesSmall;
+    NVSHMEM_EFA_UNROLL
+    for (uint32_t i = 0; i < 4; ++i) to[i] = queue.slots + ((at + i * rows * kSlotBytesSmall & ring_mask) | quarter * 16);
+    order::store_four(to, piece);
     note_write(queue, mine, bytes, pe);
 }
 #endif

@@ -24,4 +24,9 @@ using size_t = decltype(sizeof(0));
 #else
 #define NVSHMEM_EFA_COLD [[gnu::noinline, gnu::cold]]
 #endif
+#if defined(__CUDA_ARCH__)
+#define NVSHMEM_EFA_UNROLL _Pragma("unroll")  // arrays that a loop indexes stay in registers
+#else
+#define NVSHMEM_EFA_UNROLL
+#endif
 #define NVSHMEM_EFA_RARE(condition) __builtin_expect(static_cast<bool>(condition), false)

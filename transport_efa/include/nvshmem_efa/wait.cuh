@@ -10,8 +10,7 @@ namespace nvshmem_efa {
 // Everything that the caller posted (or ordered before this call) is complete: data placed at its targets, signals and
 // atomics applied, gets here. Queues with nothing in flight cost no look at the device.
 NVSHMEM_EFA_HD inline bool quiet(const DeviceState& state) {
-    const bool data = device::drain_queues(state, 0);
-    return device::quiet_records(state) && data;
+    return device::quiet_all(state);
 }
 
 // The same towards one PE. Queues are shared by all PEs, so it waits for the data of all; for records to that PE only.
