@@ -119,20 +119,11 @@ __device__ inline void store_bytes16(void* to, const Bytes16& bytes) {
 }
 // Four stores with nothing between them: stores that are apart leave the GPU as more and shorter bus writes.
 __device__ inline void store_four(void* const (&to)[4], const Bytes16 (&bytes)[4]) {
-    uint32_t word[16];
-    NVSHMEM_EFA_UNROLL
-    for (uint32_t i = 0; i < 4; ++i) {
-        word[4 * i] = static_cast<uint32_t>(bytes[i].low);
-        word[4 * i + 1] = static_cast<uint32_t>(bytes[i].low >> 32);
-        word[4 * i + 2] = static_cast<uint32_t>(bytes[i].high);
-        word[4 * i + 3] = static_cast<uint32_t>(bytes[i].high >> 32);
-    }
     asm volatile(
-        "st.global.v4.u32 [%0], {%4, %5, %6, %7};\n\tst.global.v4.u32 [%1], {%8, %9, %10, %11};\n\t"
-        "st.global.v4.u32 [%2], {%12, %13, %14, %15};\n\tst.global.v4.u32 [%3], {%16, %17, %18, %19};" ::"l"(to[0]),
-        "l"(to[1]), "l"(to[2]), "l"(to[3]), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]), "r"(word[4]), "r"(word[5]),
-        "r"(word[6]), "r"(word[7]), "r"(word[8]), "r"(word[9]), "r"(word[10]), "r"(word[11]), "r"(word[12]), "r"(word[13]),
-        "r"(word[14]), "r"(word[15])
+        "st.global.v2.u64 [%0], {%4, %5};\n\tst.global.v2.u64 [%1], {%6, %7};\n\t"
+        "st.global.v2.u64 [%2], {%8, %9};\n\tst.global.v2.u64 [%3], {%10, %11};" ::"l"(to[0]),
+        "l"(to[1]), "l"(to[2]), "l"(to[3]), "l"(bytes[0].low), "l"(bytes[0].high), "l"(bytes[1].low), "l"(bytes[1].high),
+        "l"(bytes[2].low), "l"(bytes[2].high), "l"(bytes[3].low), "l"(bytes[3].high)
         : "memory");
 }
 __device__ inline void store_note(Bytes16* to, const Bytes16& bytes) { store_bytes16(to, bytes); }
