@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of `nvshmem-efa bench transport` on a GPU: by kernels that post, and by NVSHMEM's calls on a stream.
 
-Has not run on a GPU yet. What kernels do is in transport_efa/kernels/bench_bodies.h.
+What kernels do is in transport_efa/kernels/bench_bodies.h.
 """
 
 from __future__ import annotations

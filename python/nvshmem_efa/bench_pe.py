@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One PE of `nvshmem-efa bench transport` on a GPU, started by bench_transport with the shim preloaded.
 
-Its record has the fields of the one that perf/transport_bench.cpp writes. Has not run on a GPU yet.
+Its record has the fields of the one that perf/transport_bench.cpp writes.
 """
 
 from __future__ import annotations
